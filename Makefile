@@ -1,0 +1,62 @@
+# Each target sets up .venv by itself and does nothing twice. `make` alone lists them.
+
+PYTHON ?= python3
+PYTEST_FLAGS ?=
+BIN := .venv/bin
+READY := .venv/.ready
+CELL_TIMEOUT := 240
+
+.DEFAULT_GOAL := help
+.PHONY: help lab run test quick lint notebooks record bench browser
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@echo
+	@echo "  make lab PYTHON=python3.12      with another interpreter (3.11 or newer)"
+	@echo "  PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu make lab"
+	@echo "                                  on Linux without a GPU: a torch that is gigabytes smaller"
+
+lab: $(READY)  ## open the chapters in JupyterLab, on copies under work/
+	@$(BIN)/course lab $(if $(CHAPTER),$(CHAPTER))
+
+run: $(READY)  ## execute every chapter without a browser, and print a table
+	@$(BIN)/course run $(CHAPTER)
+
+test: lint  ## everything: lint, tests, doctests, every notebook, a real browser
+	$(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=$(CELL_TIMEOUT) \
+		tests course_lib notebooks $(PYTEST_FLAGS)
+
+quick: lint  ## lint and the fast tests
+	$(BIN)/python -m pytest -m "not slow and not browser and not gpu" tests course_lib $(PYTEST_FLAGS)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+notebooks: $(READY)  ## write notebooks/ from notebooks/src/, executed (CHAPTER=01 for one)
+	$(BIN)/python tools/build_notebooks.py $(CHAPTER)
+
+record: $(READY)  ## make a recorded run again: make record NAME=objectives
+	@test -n "$(NAME)" || { echo "Which record? make record NAME=objectives"; exit 2; }
+	$(BIN)/course record $(NAME)
+
+bench: $(READY)  ## the benchmarks, ours beside a peer
+	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
+
+browser: $(READY)  ## only the tests in a real Chromium
+	$(BIN)/python -m pytest -m browser tests/browser $(PYTEST_FLAGS)
+
+# The stamp is touched last, so an installation that was cut off starts again.
+$(READY): pyproject.toml constraints.txt
+	@command -v $(PYTHON) >/dev/null || { \
+		echo "There is no $(PYTHON) here. Install Python 3.11 or newer, or name yours: make PYTHON=python3.12"; exit 1; }
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "This course needs Python 3.11 or newer; $(PYTHON) is $$($(PYTHON) --version 2>&1)."; \
+		echo "Name a newer one: make PYTHON=python3.12 (Windows, or no newer one at hand: see environment.yml)"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' 2>/dev/null || { \
+		echo "$(PYTHON) cannot make virtual environments: its venv and ensurepip modules are missing."; \
+		echo "Debian and Ubuntu: apt install python3-venv"; exit 1; }
+	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
+	@echo "Installing into .venv; the first time takes a few minutes."
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
+	@touch $@

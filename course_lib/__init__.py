@@ -1,0 +1,9 @@
+"""The implementations behind the course: how language models are pre-trained and fine-tuned.
+
+The modules lie in layers, and each imports only from the layers below its own: at the bottom what knows no
+model (`runtime`, `files`, `vocabulary`, `masks`), then objectives, data and models, then training and
+evaluation, whole runs, and on top the widgets, checks and commands. Import what you need by its module,
+`from course_lib.objectives import ...`; the package itself imports nothing.
+"""
+
+__version__ = "0.1.0"

@@ -1,0 +1,294 @@
+"""Four models from the same parts: a decoder laid out as GPT-2, an encoder laid out as BERT (with learned positions) or
+RoFormer (with rotary ones), an encoder-decoder, and a two-stream model for permutation language modelling.
+
+What they save opens in `transformers` as GPT2LMHeadModel, BertForMaskedLM or RoFormerForMaskedLM (the first two also
+load from there); the other two are the course's own.
+Axes: B row of the batch, T position, S position in a decoder, N position with a wanted prediction, V the vocabulary,
+E channel of the model.
+"""
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from course_lib import masks
+from course_lib.layers import (
+    BertBlock,
+    Embeddings,
+    GPTBlock,
+    KeyValues,
+    MaskedHead,
+    TransformerConfig,
+    rotation,
+)
+from course_lib.objectives import Batch
+
+Cache = list[KeyValues]  # one pair a layer
+
+
+@dataclass(frozen=True)
+class ModelOutput:
+    """logits: [B, T, V], or [N, V] where only the `wanted` positions were asked for, or None without a head.
+    hidden_states: the embeddings and every block's output, [B, T, E] each; the last is what heads and probes read.
+    cache: keys and values of each layer, to be handed to the next call."""
+
+    logits: Tensor | None
+    hidden_states: tuple[Tensor, ...]
+    cache: Cache | None = None
+
+
+class LanguageModel(nn.Module):
+    """What training and evaluation ask of every model."""
+
+    layout: ClassVar[str]
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.config = config
+
+    def target_logits(self, batch: Batch) -> Tensor:
+        """[N, V]: logits at the batch's targets only, row by row; the rest is never computed."""
+        return self(batch.input_ids_BT, batch.may_attend_BQK, wanted_BT=batch.is_target_BL).logits
+
+    def features(self, input_ids_BT: Tensor, is_real_BT: Tensor) -> Tensor:
+        """[B, E]: the last hidden state, averaged over real tokens."""
+        hidden_BTE = self.encode(input_ids_BT, is_real_BT)
+        weight_BT1 = is_real_BT[..., None].to(hidden_BTE.dtype)
+        return (hidden_BTE * weight_BT1).sum(1) / weight_BT1.sum(1).clamp(min=1)
+
+    def encode(self, input_ids_BT: Tensor, is_real_BT: Tensor) -> Tensor:
+        """[B, T, E]: the last hidden state of a text without corruption, padding unseen."""
+        return self(input_ids_BT, masks.padding(is_real_BT), wanted_BT=torch.zeros_like(is_real_BT)).hidden_states[-1]
+
+    def n_parameters(self) -> int:
+        """How many numbers are trained; tied weights count once."""
+        return sum(parameter.numel() for parameter in self.parameters())
+
+    def _positions(self, input_ids_BT: Tensor, start: int = 0) -> Tensor:
+        """int64 [1, T]; refuses ids that are none and sequences longer than the model."""
+        end = start + input_ids_BT.shape[1]
+        if end > self.config.max_len:
+            raise ValueError(
+                f"sequence length {end} exceeds max_len {self.config.max_len}: shorten it or raise "
+                "TransformerConfig.max_len"
+            )
+        highest = int(input_ids_BT.max())
+        if highest >= self.config.vocab_size:
+            raise ValueError(f"token id {highest} lies outside the model's vocabulary of {self.config.vocab_size}")
+        return torch.arange(start, end, device=input_ids_BT.device)[None]
+
+
+class Decoder(LanguageModel):
+    """GPT-2's layout (Radford et al. 2019): learned positions, pre-LN, output tied to the word embeddings.
+
+    >>> model = Decoder(TransformerConfig(vocab_size=50, d_model=8, n_layers=2, n_heads=2, d_ff=16, max_len=4))
+    >>> model(torch.tensor([[1, 2, 3]])).logits.shape
+    torch.Size([1, 3, 50])
+    """
+
+    layout = "gpt2"
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__(config)
+        if config.positions != "learned":
+            raise ValueError(f"positions is {config.positions!r}: GPT-2's layout has learned positions")
+        width = config.d_model
+        self.transformer = nn.ModuleDict(
+            {
+                "wte": nn.Embedding(config.vocab_size, width),
+                "wpe": nn.Embedding(config.max_len, width),
+                "h": nn.ModuleList(GPTBlock(config) for _ in range(config.n_layers)),
+                "ln_f": nn.LayerNorm(width, eps=config.norm_eps),
+            }
+        )
+        for name in ("wte", "wpe"):
+            nn.init.normal_(self.transformer[name].weight, std=0.02)
+        self.dropout = nn.Dropout(config.dropout)
+
+    def forward(
+        self,
+        input_ids_BT: Tensor,
+        may_attend_BQK: Tensor | None = None,
+        *,
+        wanted_BT: Tensor | None = None,
+        cache: Cache | None = None,
+    ) -> ModelOutput:
+        """may_attend_BQK: bool [B or 1, T, earlier + T]; causal where it is not given.
+
+        Raises ValueError for a sequence longer than the model, or an id outside its vocabulary.
+        """
+        start = 0 if cache is None else cache[0][0].shape[2]
+        position_BT = self._positions(input_ids_BT, start)
+        if may_attend_BQK is None:
+            may_attend_BQK = masks.causal(start + input_ids_BT.shape[1])[:, start:].to(input_ids_BT.device)
+        x_BTE = self.dropout(self.transformer["wte"](input_ids_BT) + self.transformer["wpe"](position_BT))
+        hidden, seen = [x_BTE], []
+        for i, block in enumerate(self.transformer["h"]):
+            x_BTE, keys_and_values = block(x_BTE, may_attend_BQK, None if cache is None else cache[i])
+            hidden.append(x_BTE)
+            seen.append(keys_and_values)
+        hidden[-1] = self.transformer["ln_f"](x_BTE)
+        logits = F.linear(_at(hidden[-1], wanted_BT), self.transformer["wte"].weight)
+        return ModelOutput(logits, tuple(hidden), seen)
+
+    def encode(self, input_ids_BT: Tensor, is_real_BT: Tensor) -> Tensor:
+        may_attend_BQK = masks.causal(input_ids_BT.shape[1]).to(input_ids_BT.device) & masks.padding(is_real_BT)
+        return self(input_ids_BT, may_attend_BQK, wanted_BT=torch.zeros_like(is_real_BT)).hidden_states[-1]
+
+
+class Encoder(LanguageModel):
+    """BERT's layout (arXiv:1810.04805) with learned positions, RoFormer's (arXiv:2104.09864) with rotary ones.
+
+    head: with the masked-prediction head (output tied to the word embeddings) or, as MiniLM, without.
+    """
+
+    def __init__(self, config: TransformerConfig, *, head: bool = True) -> None:
+        super().__init__(config)
+        self.embeddings = Embeddings(config)
+        self.encoder = nn.ModuleDict({"layer": nn.ModuleList(BertBlock(config) for _ in range(config.n_layers))})
+        self.cls = nn.ModuleDict({"predictions": MaskedHead(config)}) if head else None
+
+    @property
+    def layout(self) -> str:
+        return "roformer" if self.config.positions == "rotary" else "bert"
+
+    def forward(
+        self, input_ids_BT: Tensor, may_attend_BQK: Tensor | None = None, *, wanted_BT: Tensor | None = None
+    ) -> ModelOutput:
+        """may_attend_BQK: bool, broadcast to [B, T, T]; everybody sees everybody where it is not given.
+
+        Raises ValueError for a sequence longer than the model, or an id outside its vocabulary.
+        """
+        hidden = self.hidden(input_ids_BT, _all_if_none(may_attend_BQK, input_ids_BT))
+        return ModelOutput(self.head(_at(hidden[-1], wanted_BT)), hidden)
+
+    def hidden(self, input_ids_BT: Tensor, may_attend_BQK: Tensor) -> tuple[Tensor, ...]:
+        """The embeddings and every block's output, [B, T, E] each."""
+        position_BT = self._positions(input_ids_BT)
+        hidden = [self.embeddings(input_ids_BT, position_BT)]
+        for block in self.encoder["layer"]:
+            hidden.append(block(hidden[-1], may_attend_BQK, turn=self._turn(position_BT))[0])
+        return tuple(hidden)
+
+    def head(self, hidden: Tensor) -> Tensor | None:
+        """Logits over the vocabulary, or None for an encoder without a head."""
+        return None if self.cls is None else self.cls["predictions"](hidden, self.embeddings.word_embeddings.weight)
+
+    def _turn(self, position_BT: Tensor) -> tuple[Tensor, Tensor] | None:
+        return rotation(position_BT, self.config.d_head) if self.config.positions == "rotary" else None
+
+
+class TwoStream(Encoder):
+    """XLNet's two streams (arXiv:1906.08237, section 2.3) over the encoder's own weights: the content stream knows a
+    token and its place, the query stream the place alone, and only the query stream predicts.
+
+    The query stream is computed at the wanted positions only.
+    """
+
+    layout = "course-two-stream"
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__(config)
+        self.query_embedding = nn.Parameter(torch.randn(config.d_model) * 0.02)
+
+    def target_logits(self, batch: Batch) -> Tensor:
+        return self.predict(batch.input_ids_BT, batch.may_attend_BQK, batch.may_query_BQK, batch.is_target_BL)
+
+    def predict(self, input_ids_BT: Tensor, may_attend_BQK: Tensor, may_query_BQK: Tensor, wanted_BT: Tensor) -> Tensor:
+        """[N, V]: logits of the query stream at the wanted positions, row by row.
+
+        may_attend_BQK: what the content stream sees. may_query_BQK: what the query stream sees; without a position's
+        own content where that is to be predicted. Both bool [B, T, T].
+        """
+        most = max(1, int(wanted_BT.sum(1).max()))
+        position_BM = wanted_BT.long().argsort(dim=1, descending=True, stable=True)[:, :most]  # wanted ones first
+        is_wanted_BM = wanted_BT.gather(1, position_BM)
+        may_query_BMK = may_query_BQK.gather(1, position_BM[..., None].expand(-1, -1, may_query_BQK.shape[2]))
+
+        position_BT = self._positions(input_ids_BT)
+        content_BTE = self.embeddings(input_ids_BT, position_BT)
+        query_BME = self._query_start(position_BM)
+        turn, query_turn = self._turn(position_BT), self._turn(position_BM)
+        for block in self.encoder["layer"]:
+            query_BME, _ = block(query_BME, may_query_BMK, source_BKE=content_BTE, turn=query_turn, source_turn=turn)
+            content_BTE, _ = block(content_BTE, may_attend_BQK, turn=turn)
+        return self.head(query_BME[is_wanted_BM])
+
+    def _query_start(self, position_BM: Tensor) -> Tensor:
+        start_BME = self.query_embedding.expand(*position_BM.shape, -1)
+        if self.config.positions == "learned":
+            start_BME = start_BME + self.embeddings.position_embeddings(position_BM)
+        return self.embeddings.dropout(self.embeddings.LayerNorm(start_BME))
+
+
+class EncoderDecoder(LanguageModel):
+    """An encoder that reads and a decoder that writes (T5 arXiv:1910.10683, BART arXiv:1910.13461), both of BERT's
+    blocks, sharing one table of word embeddings that is the output layer too. `n_layers` blocks on each side.
+    """
+
+    layout = "course-encoder-decoder"
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__(config)
+        self.encoder = Encoder(config, head=False)
+        self.decoder_embeddings = Embeddings(config)
+        self.decoder_embeddings.word_embeddings = self.encoder.embeddings.word_embeddings
+        self.decoder = nn.ModuleList(BertBlock(config, cross=True) for _ in range(config.n_layers))
+        self.predictions = MaskedHead(config)
+
+    def target_logits(self, batch: Batch) -> Tensor:
+        return self(
+            batch.input_ids_BT, batch.decoder_input_ids_BS, batch.may_attend_BQK, wanted_BS=batch.is_target_BL
+        ).logits
+
+    def forward(
+        self,
+        input_ids_BT: Tensor,
+        decoder_input_ids_BS: Tensor,
+        may_attend_BQK: Tensor | None = None,
+        *,
+        wanted_BS: Tensor | None = None,
+    ) -> ModelOutput:
+        """may_attend_BQK: bool [B or 1, 1, T], which positions of the input are real; all where it is not given.
+
+        hidden_states are the decoder's. Raises ValueError for sequences longer than the model.
+        """
+        may_attend_BQK = _all_if_none(may_attend_BQK, input_ids_BT)
+        memory_BTE = self.encoder.hidden(input_ids_BT, may_attend_BQK)[-1]
+        position_BS = self._positions(decoder_input_ids_BS)
+        causal_BSS = masks.causal(decoder_input_ids_BS.shape[1]).to(input_ids_BT.device)
+        turn = self.encoder._turn(position_BS)
+        hidden = [self.decoder_embeddings(decoder_input_ids_BS, position_BS)]
+        for block in self.decoder:
+            x_BSE, _ = block(
+                hidden[-1], causal_BSS, turn=turn, memory_BKE=memory_BTE, may_attend_memory_BQK=may_attend_BQK
+            )
+            hidden.append(x_BSE)
+        logits = self.predictions(_at(hidden[-1], wanted_BS), self.encoder.embeddings.word_embeddings.weight)
+        return ModelOutput(logits, tuple(hidden))
+
+    def encode(self, input_ids_BT: Tensor, is_real_BT: Tensor) -> Tensor:
+        return self.encoder.hidden(input_ids_BT, masks.padding(is_real_BT))[-1]
+
+
+MODEL_OF_OBJECTIVE: dict[str, type[LanguageModel]] = {
+    "causal": Decoder,
+    "prefix": Decoder,
+    "masked": Encoder,
+    "permuted": TwoStream,
+    "span": EncoderDecoder,
+    "infilled": EncoderDecoder,
+}
+
+
+def _at(hidden_BTE: Tensor, wanted_BT: Tensor | None) -> Tensor:
+    return hidden_BTE if wanted_BT is None else hidden_BTE[wanted_BT]
+
+
+def _all_if_none(may_attend_BQK: Tensor | None, input_ids_BT: Tensor) -> Tensor:
+    if may_attend_BQK is not None:
+        return may_attend_BQK
+    return torch.ones(1, 1, input_ids_BT.shape[1], dtype=torch.bool, device=input_ids_BT.device)

@@ -1,0 +1,496 @@
+"""Pre-training objectives as pure functions: token ids in; what the model reads, what it must predict, and who may
+attend to whom, out. No loop over tokens, randomness from a generator, the caller's tensor untouched.
+
+Whatever the objective, position t of the prediction is scored against `labels[t]`: where a model must predict the
+next token, the labels are already shifted. Special tokens are never chosen for corruption.
+
+Sources: GPT (Radford et al. 2018), BERT arXiv:1810.04805, XLNet arXiv:1906.08237, T5 arXiv:1910.10683, BART
+arXiv:1910.13461.    Axes: B row of the batch, T position in the text, S position in a shortened text or in a target,
+Q position that looks, K position that is looked at, V the vocabulary.
+"""
+
+import math
+from dataclasses import dataclass, fields, replace
+
+import torch
+from torch import Tensor
+
+from course_lib import masks
+from course_lib.vocabulary import IGNORE_INDEX, Vocabulary
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What a model reads, what it must predict, who may attend to whom.
+
+    input_ids_BT: int64, what the model reads.
+    labels_BL: int64, the token wanted at each predicting position, IGNORE_INDEX where none is. L is T, or S of
+        `decoder_input_ids_BS` where there is a decoder.
+    may_attend_BQK: bool, True where query Q may look at key K; an axis of length 1 broadcasts.
+    may_query_BQK: bool, the same for the query stream of a two-stream model.
+    decoder_input_ids_BS: int64, what the decoder of an encoder-decoder reads.
+    """
+
+    input_ids_BT: Tensor
+    labels_BL: Tensor
+    may_attend_BQK: Tensor
+    may_query_BQK: Tensor | None = None
+    decoder_input_ids_BS: Tensor | None = None
+
+    @property
+    def is_target_BL(self) -> Tensor:
+        return self.labels_BL != IGNORE_INDEX
+
+    def to(self, device: torch.device | str) -> "Batch":
+        """The same batch with every tensor on `device`."""
+        present = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
+        return replace(self, **{name: tensor.to(device) for name, tensor in present.items()})
+
+
+def causal(input_ids_BT: Tensor, vocabulary: Vocabulary, *, document_ids_BT: Tensor | None = None) -> Batch:
+    """Predict each token from those before it. With `document_ids_BT`, from those of its own document only.
+
+    Raises ValueError for ids outside the vocabulary, or document ids of another shape.
+
+    >>> causal(torch.tensor([[5, 6, 7]]), Vocabulary(10)).labels_BL.tolist()
+    [[6, 7, -100]]
+    """
+    is_real_BT = _check(input_ids_BT, vocabulary)
+    may_attend_BQK = masks.causal(input_ids_BT.shape[1]) & masks.padding(is_real_BT)
+    labels_BT = _next_tokens(input_ids_BT, is_real_BT)
+    if document_ids_BT is not None:
+        if document_ids_BT.shape != input_ids_BT.shape:
+            raise ValueError(
+                f"document_ids_BT {tuple(document_ids_BT.shape)} and input_ids_BT {tuple(input_ids_BT.shape)} differ"
+            )
+        may_attend_BQK = may_attend_BQK & masks.documents(document_ids_BT)
+        labels_BT[:, :-1].masked_fill_(document_ids_BT[:, 1:] != document_ids_BT[:, :-1], IGNORE_INDEX)
+    return Batch(input_ids_BT, labels_BT, may_attend_BQK)
+
+
+def prefix_lm(
+    input_ids_BT: Tensor,
+    vocabulary: Vocabulary,
+    *,
+    prefix_length_B: Tensor | None = None,
+    generator: torch.Generator | None = None,
+) -> Batch:
+    """Read a prefix in both directions, predict the rest causally (arXiv:1910.10683, section 3.2.1).
+
+    The prefix's length is drawn uniformly from 1 to the number of real tokens less 1, unless it is given; it counts
+    from the row's first position, so padding belongs at the end.
+    Raises ValueError for ids outside the vocabulary, a prefix longer than the row, not one length for each row, or
+    neither lengths nor generator.
+
+    >>> prefix_lm(torch.tensor([[5, 6, 7, 8]]), Vocabulary(10), prefix_length_B=torch.tensor([2])).labels_BL.tolist()
+    [[-100, 7, 8, -100]]
+    """
+    is_real_BT = _check(input_ids_BT, vocabulary)
+    length = input_ids_BT.shape[1]
+    if prefix_length_B is None:
+        if generator is None:
+            raise ValueError("prefix_lm draws the prefix's length: give a generator, or prefix_length_B")
+        choices_B = (is_real_BT.sum(1) - 1).clamp(min=1)
+        prefix_length_B = 1 + (torch.rand(len(choices_B), generator=generator) * choices_B).long()
+    elif prefix_length_B.shape != input_ids_BT.shape[:1]:
+        raise ValueError(
+            f"prefix_length_B has shape {tuple(prefix_length_B.shape)}: give one length for each of "
+            f"the {len(input_ids_BT)} rows"
+        )
+    may_attend_BQK = masks.prefix(prefix_length_B, length) & masks.padding(is_real_BT)
+    is_inside_BT = torch.arange(length) < prefix_length_B[:, None] - 1  # the last of the prefix predicts what follows
+    return Batch(
+        input_ids_BT, _next_tokens(input_ids_BT, is_real_BT).masked_fill(is_inside_BT, IGNORE_INDEX), may_attend_BQK
+    )
+
+
+def masked(
+    input_ids_BT: Tensor,
+    vocabulary: Vocabulary,
+    *,
+    mask_prob: float = 0.15,
+    whole_words: bool = False,
+    weight_V: Tensor | None = None,
+    generator: torch.Generator,
+) -> Batch:
+    """Choose each ordinary token with probability `mask_prob`; of the chosen, 80 % become the mask token, 10 % a
+    random ordinary token, 10 % stay as they are. All chosen tokens are predicted (arXiv:1810.04805, section 3.1).
+
+    whole_words: one draw for all the tokens of a word, which share its fate.
+    weight_V: float in [0, 1], multiplies the probability of each token (to ask less often about frequent ones), of
+        a whole word by the weight of its first token.
+    Raises ValueError if `mask_prob` or a weight is not in [0, 1], without a mask token, or where words are wanted and
+    unknown.
+
+    >>> batch = masked(torch.tensor([[5, 6, 7]]), Vocabulary(10, pad=0, mask=1), mask_prob=1.0,
+    ...                generator=torch.Generator().manual_seed(0))
+    >>> batch.labels_BL.tolist()
+    [[5, 6, 7]]
+    """
+    _check_share("mask_prob", mask_prob)
+    mask_id = vocabulary.require("mask", "masked language modelling")
+    is_real_BT = _check(input_ids_BT, vocabulary)
+    first_BT = _first_of_word(input_ids_BT, vocabulary) if whole_words else None
+    prob_BT: Tensor | float = mask_prob
+    if weight_V is not None:
+        _check_weights(weight_V, vocabulary)
+        prob_BT = mask_prob * weight_V[input_ids_BT if first_BT is None else input_ids_BT.gather(1, first_BT)]
+
+    fate_BT = torch.rand(input_ids_BT.shape, generator=generator)  # one draw decides among exclusive fates
+    if first_BT is not None:
+        fate_BT = fate_BT.gather(1, first_BT)
+    is_target_BT = (fate_BT < prob_BT) & vocabulary.is_ordinary_V[input_ids_BT]
+    is_hidden_BT = is_target_BT & (fate_BT < 0.8 * prob_BT)
+    is_swapped_BT = is_target_BT & ~is_hidden_BT & (fate_BT < 0.9 * prob_BT)
+
+    shown_BT = input_ids_BT.masked_fill(is_hidden_BT, mask_id)
+    swapped_N = is_swapped_BT.flatten().nonzero().squeeze(1)
+    shown_BT.view(-1)[swapped_N] = vocabulary.draw_ordinary(len(swapped_N), generator)
+    return Batch(shown_BT, input_ids_BT.masked_fill(~is_target_BT, IGNORE_INDEX), masks.padding(is_real_BT))
+
+
+def permuted(
+    input_ids_BT: Tensor, vocabulary: Vocabulary, *, predict_share: float = 1 / 6, generator: torch.Generator
+) -> Batch:
+    """Draw an order of prediction for each row and predict the last `predict_share` of its ordinary tokens (rounded),
+    each from what comes earlier in that order, nothing hidden or moved in the text (arXiv:1906.08237, section 2.3).
+
+    `may_attend_BQK` is what the content stream sees, `may_query_BQK` what the predicting stream sees.
+    Raises ValueError if `predict_share` is not in [0, 1].
+
+    >>> batch = permuted(torch.tensor([[5, 6, 7, 8]]), Vocabulary(10), predict_share=0.5,
+    ...                  generator=torch.Generator().manual_seed(0))
+    >>> batch.is_target_BL.sum().item(), batch.input_ids_BT.tolist()
+    (2, [[5, 6, 7, 8]])
+    """
+    _check_share("predict_share", predict_share)
+    is_real_BT = _check(input_ids_BT, vocabulary)
+    is_ordinary_BT = vocabulary.is_ordinary_V[input_ids_BT]
+    key_BT = torch.rand(input_ids_BT.shape, generator=generator) + is_ordinary_BT  # special tokens come first
+    order_BT = key_BT.argsort(1).argsort(1)
+    n_target_B = (is_ordinary_BT.sum(1).double() * predict_share).round().long()
+    is_target_BT = order_BT >= input_ids_BT.shape[1] - n_target_B[:, None]
+    content_BTT, query_BTT = masks.permutation(order_BT, is_target_BT)
+    is_real_B1T = masks.padding(is_real_BT)
+    return Batch(
+        input_ids_BT,
+        input_ids_BT.masked_fill(~is_target_BT, IGNORE_INDEX),
+        content_BTT & is_real_B1T,
+        may_query_BQK=query_BTT & is_real_B1T,
+    )
+
+
+def span_corrupted(
+    input_ids_BT: Tensor,
+    vocabulary: Vocabulary,
+    *,
+    noise_density: float = 0.15,
+    mean_span: float = 3.0,
+    generator: torch.Generator,
+) -> Batch:
+    """Replace spans of tokens by one sentinel each; the target lists every sentinel with the tokens it stands for,
+    and ends with one more sentinel (arXiv:1910.10683, section 3.1.4 and figure 2).
+
+    noise_density: share of the ordinary tokens to remove, rounded, and strictly between 0 and 1 at least one and not
+        all. mean_span: the spans' mean length in tokens, at least 1.
+    As in the paper's code kept and removed stretches alternate, kept first: a text never begins with a span, and always
+    ends with one; between, every way to place them is equally likely. A span is cut in two where a special token
+    stands inside it. `restore_spans` is the exact inverse.
+    Raises ValueError for a share outside [0, 1], a mean below 1, no [BOS] token, sentinels in the input, or a row
+    that needs more sentinels than there are (with their number).
+
+    >>> batch = span_corrupted(torch.arange(5, 13)[None], Vocabulary(20, pad=0, bos=1, sentinels=(2, 3, 4)),
+    ...                        noise_density=0.25, mean_span=2, generator=torch.Generator().manual_seed(0))
+    >>> batch.input_ids_BT.tolist(), batch.labels_BL.tolist()
+    ([[5, 6, 7, 8, 9, 10, 2]], [[2, 11, 12, 3]])
+    """
+    _check_share("noise_density", noise_density)
+    _check_mean_span(mean_span)
+    bos_id = vocabulary.require("bos", "span corruption")
+    is_real_BT = _check(input_ids_BT, vocabulary)
+    _refuse_sentinels(input_ids_BT, vocabulary)
+
+    is_ordinary_BT = vocabulary.is_ordinary_V[input_ids_BT]
+    is_noise_BT = _random_spans(is_ordinary_BT, noise_density, mean_span, generator)
+    starts_BT = is_noise_BT & ~_shift_right(is_noise_BT, fill=False)
+    n_spans_B = starts_BT.sum(1)
+    if int(n_spans_B.max()) >= len(vocabulary.sentinels):
+        raise ValueError(
+            f"span corruption needs {int(n_spans_B.max()) + 1} sentinels and this vocabulary has "
+            f"{len(vocabulary.sentinels)}: shorten the text, lower noise_density, or raise mean_span"
+        )
+    sentinel_S = torch.tensor(vocabulary.sentinels)
+    span_BT = (starts_BT.cumsum(1) - 1).clamp(min=0)
+    shown_BS = _assemble(input_ids_BT, is_real_BT & ~is_noise_BT, starts_BT.long(), sentinel_S[span_BT], vocabulary)
+
+    # the target: the noise tokens with their sentinels before them, and one more sentinel behind the last
+    end_BT = torch.arange(input_ids_BT.shape[1] + 1) == input_ids_BT.shape[1]
+    wide_ids_BT, wide_noise_BT, wide_starts_BT, wide_span_BT = (
+        torch.nn.functional.pad(tensor, (0, 1)) for tensor in (input_ids_BT, is_noise_BT, starts_BT, span_BT)
+    )
+    wide_span_BT[:, -1] = n_spans_B
+    target_BS = _assemble(
+        wide_ids_BT, wide_noise_BT, (wide_starts_BT | end_BT).long(), sentinel_S[wide_span_BT], vocabulary
+    )
+    return _with_decoder(shown_BS, target_BS, bos_id, vocabulary)
+
+
+def restore_spans(input_ids_BS: Tensor, target_ids_BS: Tensor, vocabulary: Vocabulary) -> list[list[int]]:
+    """The original rows, without padding, from the input and the target of `span_corrupted`.
+
+    target_ids_BS may hold padding or IGNORE_INDEX behind the last sentinel.
+    Raises ValueError unless each sentinel of an input has one span in its target and each span its sentinel.
+
+    >>> restore_spans(torch.tensor([[5, 2, 8]]), torch.tensor([[2, 6, 7, 3]]), Vocabulary(10, sentinels=(2, 3)))
+    [[5, 6, 7, 8]]
+    """
+    if len(input_ids_BS) != len(target_ids_BS):
+        raise ValueError(f"{len(input_ids_BS)} rows of input and {len(target_ids_BS)} of targets: give one for each")
+    sentinels, dropped = set(vocabulary.sentinels), {vocabulary.pad, IGNORE_INDEX}
+    rows = []
+    for shown, target in zip(input_ids_BS.tolist(), target_ids_BS.tolist(), strict=True):
+        spans = _spans_of([token for token in target if token not in dropped], sentinels)
+        wanted = [token for token in shown if token in sentinels]
+        if missing := [token for token in wanted if token not in spans]:
+            raise ValueError(f"sentinel {missing[0]} of the input has no span in its target: are the rows in step?")
+        if unused := [sentinel for sentinel, span in spans.items() if span and sentinel not in wanted]:
+            raise ValueError(f"sentinel {unused[0]} of the target stands nowhere in its input: are the rows in step?")
+        rows.append([t for token in shown if token != vocabulary.pad for t in spans.get(token, [token])])
+    return rows
+
+
+def infilled(
+    input_ids_BT: Tensor,
+    vocabulary: Vocabulary,
+    *,
+    noise_density: float = 0.3,
+    mean_span: float = 3.0,
+    generator: torch.Generator,
+) -> Batch:
+    """Replace spans by a single mask token each, their lengths drawn from a Poisson distribution; a span of length 0
+    inserts a mask token. The decoder predicts the whole original text (arXiv:1910.13461, section 2.2).
+
+    noise_density: share of the ordinary tokens to remove, rounded, and strictly between 0 and 1 at least one and not
+        all; reached exactly, for which the last span drawn is cut to fit. mean_span: lambda.
+    Spans and kept tokens stand in any order with equal probability. A span is cut in two where a special token stands
+    inside it.
+    Raises ValueError for a share outside [0, 1], a mean below 1, or without [MASK] and [BOS] tokens.
+
+    >>> batch = infilled(torch.arange(5, 11)[None], Vocabulary(20, pad=0, bos=1, mask=2), noise_density=0.5,
+    ...                  generator=torch.Generator().manual_seed(1))
+    >>> batch.input_ids_BT.tolist(), batch.labels_BL.tolist()
+    ([[2, 6, 2, 8, 2, 10]], [[5, 6, 7, 8, 9, 10]])
+    """
+    _check_share("noise_density", noise_density)
+    _check_mean_span(mean_span)
+    mask_id = vocabulary.require("mask", "infilling")
+    bos_id = vocabulary.require("bos", "infilling")
+    is_real_BT = _check(input_ids_BT, vocabulary)
+
+    is_ordinary_BT = vocabulary.is_ordinary_V[input_ids_BT]
+    is_noise_BT, starts_BT, inserted_BT = _poisson_spans(is_ordinary_BT, noise_density, mean_span, generator)
+    wide_ids_BT, wide_kept_BT = (
+        torch.nn.functional.pad(tensor, (0, 1)) for tensor in (input_ids_BT, is_real_BT & ~is_noise_BT)
+    )
+    inserted_BT[:, :-1] += starts_BT
+    shown_BS = _assemble(wide_ids_BT, wide_kept_BT, inserted_BT, torch.full_like(wide_ids_BT, mask_id), vocabulary)
+    return _with_decoder(shown_BS, input_ids_BT, bos_id, vocabulary)
+
+
+def _check(input_ids_BT: Tensor, vocabulary: Vocabulary) -> Tensor:
+    """bool [B, T], True where a token is no padding; refuses what is no batch of ids of this vocabulary."""
+    if input_ids_BT.dim() != 2:
+        raise ValueError(f"input_ids_BT has shape {tuple(input_ids_BT.shape)}: give [batch, length], add ids[None]")
+    vocabulary.check_ids(input_ids_BT)
+    if vocabulary.pad is None:
+        return torch.ones_like(input_ids_BT, dtype=torch.bool)
+    return input_ids_BT != vocabulary.pad
+
+
+def _check_share(name: str, value: float) -> None:
+    if not 0.0 <= value <= 1.0:
+        raise ValueError(f"{name} is {value}: give a share between 0 and 1, such as 0.15")
+
+
+def _check_weights(weight_V: Tensor, vocabulary: Vocabulary) -> None:
+    if weight_V.shape != (vocabulary.size,):
+        raise ValueError(f"weight_V has shape {tuple(weight_V.shape)}: give one weight per id, ({vocabulary.size},)")
+    is_share_V = (weight_V >= 0) & (weight_V <= 1)  # false for nan
+    if not is_share_V.all():
+        raise ValueError(f"weight_V holds {weight_V[~is_share_V][0].item()}: give weights between 0 and 1")
+
+
+def _check_mean_span(mean_span: float) -> None:
+    if not (math.isfinite(mean_span) and mean_span >= 1):
+        raise ValueError(f"mean_span is {mean_span}: give a mean length of at least 1 token, such as 3")
+
+
+def _refuse_sentinels(input_ids_BT: Tensor, vocabulary: Vocabulary) -> None:
+    special_N = input_ids_BT[~vocabulary.is_ordinary_V[input_ids_BT]]  # few, and the search is slow
+    found = special_N[torch.isin(special_N, torch.tensor(vocabulary.sentinels))]
+    if len(found):
+        raise ValueError(f"input_ids_BT holds the sentinel {int(found[0])}: span corruption could not be undone")
+
+
+def _spans_of(target: list[int], sentinels: set[int]) -> dict[int, list[int]]:
+    """The tokens behind each sentinel of a target."""
+    spans: dict[int, list[int]] = {}
+    current = None
+    for token in target:
+        if token in spans:
+            raise ValueError(f"sentinel {token} stands twice in a target: each span has its own")
+        if token in sentinels:
+            spans[token] = current = []
+        elif current is None:
+            raise ValueError(f"a target begins with token {token}: a sentinel must say where it belongs")
+        else:
+            current.append(token)
+    return spans
+
+
+def _shift_right(tensor_BT: Tensor, fill: int | bool) -> Tensor:
+    return torch.cat([torch.full_like(tensor_BT[:, :1], fill), tensor_BT[:, :-1]], dim=1)
+
+
+def _next_tokens(input_ids_BT: Tensor, is_real_BT: Tensor) -> Tensor:
+    """The token after each real position where there is one, IGNORE_INDEX elsewhere."""
+    labels_BT = torch.full_like(input_ids_BT, IGNORE_INDEX)
+    has_next_BT = is_real_BT[:, 1:] & is_real_BT[:, :-1]
+    labels_BT[:, :-1] = input_ids_BT[:, 1:].masked_fill(~has_next_BT, IGNORE_INDEX)
+    return labels_BT
+
+
+def _first_of_word(input_ids_BT: Tensor, vocabulary: Vocabulary) -> Tensor:
+    """int64 [B, T]: where the word of each token begins."""
+    if vocabulary.continues_word_V is None:
+        raise ValueError("whole_words is set and the vocabulary does not know its words: give continues_word_V")
+    continues_BT = vocabulary.continues_word_V[input_ids_BT] & vocabulary.is_ordinary_V[input_ids_BT]
+    continues_BT &= _shift_right(vocabulary.is_ordinary_V[input_ids_BT], fill=False)  # a special token ends a word
+    position_T = torch.arange(input_ids_BT.shape[1])
+    return position_T.masked_fill(continues_BT, 0).cummax(1).values
+
+
+def _random_parts(total_B: Tensor, parts_B: Tensor, width: int, generator: torch.Generator) -> Tensor:
+    """int64 [B, width]: each row cuts its total into so many positive parts, every way equally likely; 0 behind."""
+    key_BN = torch.rand(len(total_B), width, generator=generator)  # column n: cut after the (n+1)-th item
+    key_BN.masked_fill_(torch.arange(width) >= total_B[:, None] - 1, torch.inf)
+    is_cut_BN = key_BN.argsort(1).argsort(1) < parts_B[:, None] - 1
+    part_BN = torch.nn.functional.pad(is_cut_BN.cumsum(1), (1, 0))[:, :width]
+    is_item_BN = torch.arange(width) < total_B[:, None]
+    return torch.zeros(len(total_B), width, dtype=torch.long).scatter_add(1, part_BN, is_item_BN.long())
+
+
+def _random_spans(is_ordinary_BT: Tensor, density: float, mean_span: float, generator: torch.Generator) -> Tensor:
+    """T5's noise mask over the ordinary tokens of each row: kept and removed stretches alternate, kept first."""
+    width = is_ordinary_BT.shape[1]
+    n_B = is_ordinary_BT.sum(1)
+    n_noise_B = _share_of(n_B, density)
+    n_spans_B = (n_noise_B / mean_span).round().long().clamp(min=1)
+    n_spans_B = torch.minimum(n_spans_B, torch.minimum(n_noise_B, (n_B - n_noise_B).clamp(min=1)))
+    kept_BN = _random_parts(n_B - n_noise_B, n_spans_B, width, generator)
+    noise_BN = _random_parts(n_noise_B, n_spans_B, width, generator)
+    ends_BN = torch.stack([kept_BN, noise_BN], dim=2).flatten(1).cumsum(1)  # kept, noise, kept, noise, ...
+    place_BT = (is_ordinary_BT.cumsum(1) - 1).clamp(min=0)  # place of a position among the ordinary tokens
+    stretch_BT = torch.searchsorted(ends_BN, place_BT, right=True)
+    return is_ordinary_BT & (stretch_BT % 2 == 1)
+
+
+def _poisson_lengths(n_noise_B: Tensor, mean_span: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    """Span lengths (int64 [B, N], 0 behind the last) that cover each row's noise exactly, and their number (int64 [B]).
+
+    Lengths are drawn until the row's noise is covered; the last one is cut to fit.
+    """
+    longest = int(n_noise_B.max())
+    most = math.ceil(2 * longest / mean_span) + 20  # far more draws than a row needs, and then ...
+    drawn_BN = torch.poisson(torch.full((len(n_noise_B), most), float(mean_span)), generator=generator)
+    length_BN = drawn_BN.clamp(max=longest).long()
+    length_BN[:, -1] = n_noise_B  # ... one that covers the rest, whatever was drawn
+    before_BN = length_BN.cumsum(1) - length_BN
+    n_spans_B = (before_BN < n_noise_B[:, None]).sum(1)
+    return torch.minimum(length_BN, (n_noise_B[:, None] - before_BN).clamp(min=0)), n_spans_B
+
+
+def _poisson_spans(
+    is_ordinary_BT: Tensor, density: float, mean_span: float, generator: torch.Generator
+) -> tuple[Tensor, Tensor, Tensor]:
+    """BART's noise over the ordinary tokens of each row: what is removed, where a span starts (both bool [B, T]),
+    and how many masks of length-0 spans stand before each position (int64 [B, T + 1], the last: behind the row).
+
+    Kept tokens and spans, each a slot, are put into a row in an order drawn uniformly.
+    """
+    n_B = is_ordinary_BT.sum(1)
+    n_noise_B = _share_of(n_B, density)
+    length_BN, n_spans_B = _poisson_lengths(n_noise_B, mean_span, generator)
+    is_span_BS, size_BS = _shuffled_slots(n_B - n_noise_B, n_spans_B, length_BN, generator)
+    end_BS = size_BS.cumsum(1)
+
+    place_BT = (is_ordinary_BT.cumsum(1) - 1).clamp(min=0)  # place of a position among the ordinary tokens
+    slot_BT = torch.searchsorted(end_BS, place_BT, right=True).clamp(max=end_BS.shape[1] - 1)
+    is_noise_BT = is_ordinary_BT & is_span_BS.gather(1, slot_BT)
+    goes_on_BT = _shift_right(is_noise_BT, fill=False) & (slot_BT == _shift_right(slot_BT, fill=-1))
+
+    # a length-0 span stands before the ordinary token whose place its slot has, or behind the last one
+    inserted_BT = torch.zeros(len(n_B), is_ordinary_BT.shape[1] + 1, dtype=torch.long)
+    inserted_BT.scatter_add_(1, _columns(is_ordinary_BT).gather(1, end_BS), (is_span_BS & (size_BS == 0)).long())
+    return is_noise_BT, is_noise_BT & ~goes_on_BT, inserted_BT
+
+
+def _shuffled_slots(
+    n_kept_B: Tensor, n_spans_B: Tensor, length_BN: Tensor, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """Each row's kept tokens and spans in an order drawn uniformly: which slots are spans (bool [B, S]), and how many
+    tokens of the text each slot takes (int64 [B, S], 0 behind the last)."""
+    n_slots_B = n_kept_B + n_spans_B
+    is_slot_BS = torch.arange(max(1, int(n_slots_B.max()))) < n_slots_B[:, None]
+    key_BS = torch.rand(is_slot_BS.shape, generator=generator).masked_fill(~is_slot_BS, torch.inf)
+    is_span_BS = key_BS.argsort(1).argsort(1) < n_spans_B[:, None]
+    span_BS = (is_span_BS.cumsum(1) - 1).clamp(min=0)
+    return is_span_BS, torch.where(is_span_BS, length_BN.gather(1, span_BS), is_slot_BS.long())
+
+
+def _columns(is_ordinary_BT: Tensor) -> Tensor:
+    """int64 [B, T + 1]: where a row's 1st, 2nd, ... ordinary token stands, and from then on the column behind its last
+    (0 where it has none)."""
+    width = is_ordinary_BT.shape[1]
+    first_BT = is_ordinary_BT.long().argsort(dim=1, descending=True, stable=True)
+    behind_B1 = (torch.arange(1, width + 1) * is_ordinary_BT).amax(1, keepdim=True)
+    is_there_BT = torch.arange(width) < is_ordinary_BT.sum(1, keepdim=True)
+    return torch.cat([torch.where(is_there_BT, first_BT, behind_B1), behind_B1], dim=1)
+
+
+def _share_of(n_B: Tensor, density: float) -> Tensor:
+    """How many of n tokens to remove: all or none at the ends, else at least one and never all (as T5 does)."""
+    n_noise_B = (n_B.double() * density).round().long()
+    if 0.0 < density < 1.0:
+        n_noise_B = torch.minimum(n_noise_B.clamp(min=1), (n_B - 1).clamp(min=0))
+    return n_noise_B
+
+
+def _assemble(
+    input_ids_BT: Tensor, is_kept_BT: Tensor, inserted_BT: Tensor, insert_ids_BT: Tensor, vocabulary: Vocabulary
+) -> Tensor:
+    """int64 [B, S]: for every position first its inserted ids, then its own token where it is kept; padded."""
+    width_BT = inserted_BT + is_kept_BT
+    end_BT = width_BT.cumsum(1)
+    length_B = end_BT[:, -1]
+    length = max(1, int(length_B.max()))
+    source_BS = torch.searchsorted(end_BT, torch.arange(length).expand(len(end_BT), -1).contiguous(), right=True)
+    source_BS = source_BS.clamp(max=input_ids_BT.shape[1] - 1)
+    is_own_BS = is_kept_BT.gather(1, source_BS) & (torch.arange(length) == end_BT.gather(1, source_BS) - 1)
+    assembled_BS = torch.where(is_own_BS, input_ids_BT.gather(1, source_BS), insert_ids_BT.gather(1, source_BS))
+    pad_id = 0 if vocabulary.pad is None else vocabulary.pad
+    if vocabulary.pad is None and int(length_B.min()) < length:
+        vocabulary.require("pad", "a batch of rows of different length")
+    return assembled_BS.masked_fill(torch.arange(length) >= length_B[:, None], pad_id)
+
+
+def _with_decoder(shown_BS: Tensor, target_BS: Tensor, bos_id: int, vocabulary: Vocabulary) -> Batch:
+    """An encoder-decoder's batch: the decoder reads the target moved one to the right, behind [BOS]."""
+    is_real_BS = torch.ones_like(target_BS, dtype=torch.bool) if vocabulary.pad is None else target_BS != vocabulary.pad
+    is_shown_BS = torch.ones_like(shown_BS, dtype=torch.bool) if vocabulary.pad is None else shown_BS != vocabulary.pad
+    return Batch(
+        shown_BS,
+        target_BS.masked_fill(~is_real_BS, IGNORE_INDEX),
+        masks.padding(is_shown_BS),
+        decoder_input_ids_BS=_shift_right(target_BS, fill=bos_id),
+    )

@@ -1,0 +1,131 @@
+"""Rows of a long run as JSON lines, each with where it comes from, so that a figure never rests on numbers of unknown
+origin and a recorder goes on where it was stopped.
+
+A file holds lines of two kinds: a provenance, {"provenance": {...}, "id": "..."}, and rows that name its id.
+"""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from functools import cached_property
+from pathlib import Path
+
+from course_lib.files import append_line, read_text, write_atomically
+from course_lib.runtime import describe_machine
+
+KEYS = ("name", "seed", "step", "metric")  # what makes a row one of a kind
+
+
+@dataclass(frozen=True)
+class Record:
+    """A file of rows. A row is a dict with at least `name`, `seed`, `step`, `metric` and `value`; one with the same
+    first four is the same measurement.
+
+    >>> import tempfile
+    >>> record = Record(Path(tempfile.mkdtemp()) / "demo.jsonl", command="course record demo")
+    >>> record.add(name="masked", seed=0, step=10, metric="loss", value=6.5)
+    >>> record.has(name="masked", seed=0, step=10, metric="loss"), record.values("loss", name="masked")
+    (True, [(10, 6.5)])
+    """
+
+    path: Path
+    command: str = ""
+    about: dict | None = None  # what else a reader must know: hashes of data, settings
+
+    def rows(self) -> list[dict]:
+        """All whole rows; a last line cut off by a crash is left out.
+
+        Raises FileNotFoundError if there is no record, ValueError naming a damaged line.
+        """
+        return [row for row in _lines(self.path) if "provenance" not in row]
+
+    def provenance(self) -> list[dict]:
+        """Command, date, machine, versions and settings of every sitting that wrote to the record."""
+        return [line["provenance"] for line in _lines(self.path) if "provenance" in line]
+
+    def values(self, metric: str, **equal: object) -> list[tuple[int, float]]:
+        """(step, value) of every row of a metric whose other fields equal `equal`, by step.
+
+        Raises ValueError if there is none.
+        """
+        found = [
+            (row["step"], row["value"])
+            for row in self.rows()
+            if row["metric"] == metric and all(row.get(key) == value for key, value in equal.items())
+        ]
+        if not found:
+            raise ValueError(f"{self.path.name} has no row of metric {metric!r} with {equal}")
+        return sorted(found)
+
+    def has(self, **keys: object) -> bool:
+        """Whether the measurement with this name, seed, step and metric is there already."""
+        return tuple(keys[key] for key in KEYS) in self._known
+
+    def add(self, *, value: float, **keys: object) -> None:
+        """Write one row to the disk, unless that measurement is there.
+
+        Raises ValueError for a value that is no finite number, or a row without one of KEYS.
+        """
+        missing = [key for key in KEYS if key not in keys]
+        if missing:
+            raise ValueError(f"a row needs {missing[0]!r}: give {', '.join(KEYS)} and value")
+        if self.has(**keys):
+            return
+        row = json.dumps({**keys, "value": value, "by": self._sitting}, allow_nan=False)
+        append_line(self.path, row)
+        self._known.add(tuple(keys[key] for key in KEYS))
+
+    @cached_property
+    def _known(self) -> set[tuple]:
+        if not self.path.exists():
+            return set()
+        _drop_cut_line(self.path)
+        return {tuple(row[key] for key in KEYS) for row in self.rows()}
+
+    @cached_property
+    def _sitting(self) -> int:
+        """The number of the provenance that this object's rows belong to; written before the first of them."""
+        number = len(self.provenance()) if self.path.exists() else 0
+        provenance = {
+            "command": self.command or " ".join(sys.argv),
+            "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+            "commit": _commit(),
+            "machine": describe_machine(),
+            **(self.about or {}),
+        }
+        append_line(self.path, json.dumps({"provenance": provenance, "id": number}))
+        return number
+
+
+def _lines(path: Path) -> Iterator[dict]:
+    lines = read_text(path).split("\n")
+    for number, line in enumerate(lines, 1):
+        if not line:
+            continue
+        try:
+            yield json.loads(line)
+        except json.JSONDecodeError:
+            if number == len(lines):  # cut off by a crash: there is no line break behind it
+                return
+            raise ValueError(f"{path}, line {number}, is damaged: remove it and record it again") from None
+
+
+def _drop_cut_line(path: Path) -> None:
+    text = read_text(path)
+    if text and not text.endswith("\n"):
+        write_atomically(path, text[: text.rfind("\n") + 1])
+
+
+def _commit() -> str:
+    """The commit of the code that recorded, with a + where it had been changed since; unknown outside a checkout."""
+    here = Path(__file__).parent
+    try:
+        described = subprocess.run(
+            ["git", "describe", "--always", "--dirty=+"], cwd=here, capture_output=True, text=True, timeout=10
+        )
+    except (OSError, subprocess.TimeoutExpired):
+        return "unknown"
+    return described.stdout.strip() or "unknown"

@@ -1,0 +1,125 @@
+"""Where and how fast: the device, the number format that pays on it, seeded generators, and what a run has used."""
+
+import contextlib
+import operator
+import os
+import platform
+import sys
+import time
+from collections.abc import Iterator
+from functools import cache
+
+import torch
+
+DEVICES = ("cpu", "cuda", "mps")
+
+
+def pick_device(name: str | None = None) -> torch.device:
+    """The device to compute on: `name`, else the environment's COURSE_DEVICE, else cuda, mps or cpu, the first there.
+
+    Raises ValueError for a name that is none of these, or a device that this machine does not have.
+
+    >>> pick_device("cpu")
+    device(type='cpu')
+    """
+    is_there = {
+        "cpu": lambda: True,
+        "cuda": torch.cuda.is_available,
+        "mps": torch.backends.mps.is_available,
+    }
+    name = name or os.environ.get("COURSE_DEVICE") or next(n for n in ("cuda", "mps", "cpu") if is_there[n]())
+    if name not in DEVICES:
+        raise ValueError(f"device {name!r} is unknown: choose one of {', '.join(DEVICES)} (COURSE_DEVICE sets it)")
+    if not is_there[name]():
+        raise ValueError(f"device {name!r} is not on this machine: use cpu, or unset COURSE_DEVICE")
+    return torch.device(name)
+
+
+def seeded(*seeds: int) -> torch.Generator:
+    """A CPU generator fixed by the seeds; corruptions draw from it on every device, so that batches are the same.
+
+    Raises ValueError for no seed, or one that is no whole number from 0 up.
+
+    >>> torch.rand(1, generator=seeded(1, 2)).equal(torch.rand(1, generator=seeded(1, 2)))
+    True
+    """
+    if not seeds or not all(hasattr(seed, "__index__") and seed >= 0 for seed in seeds):
+        raise ValueError(f"seeds are {seeds}: give one or more whole numbers from 0 up")
+    mixed = 0
+    for seed in seeds:  # SplitMix64's finaliser, so that (1, 2), (2, 1) and neighbours have nothing in common
+        mixed = (mixed + operator.index(seed) + 0x9E3779B97F4A7C15) % 2**64
+        mixed = (mixed ^ (mixed >> 30)) * 0xBF58476D1CE4E5B9 % 2**64
+        mixed = (mixed ^ (mixed >> 27)) * 0x94D049BB133111EB % 2**64
+        mixed ^= mixed >> 31
+    return torch.Generator().manual_seed(mixed >> 1)
+
+
+@contextlib.contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Compute on `count` CPU threads inside the block. Small tensors want one: threads would wait for each other.
+
+    Raises ValueError for a count below 1.
+    """
+    if count < 1:
+        raise ValueError(f"count is {count}: computing takes at least 1 thread")
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def matmul_rate(dtype: torch.dtype, device: torch.device, size: int = 768, repeats: int = 6) -> float:
+    """Measured speed of a matrix product [size, size] @ [size, size], in floating-point operations a second."""
+    generator = seeded(0)  # of its own: a measurement must not move the caller's random numbers
+    left, right = torch.randn(2, size, size, generator=generator).to(device, dtype)
+    fastest = float("inf")
+    for _ in range(repeats):
+        _wait_for(device)
+        start = time.perf_counter()
+        (left @ right).sum().item()
+        fastest = min(fastest, time.perf_counter() - start)
+    return 2 * size**3 / fastest
+
+
+@cache
+def fast_dtype(device: torch.device) -> torch.dtype:
+    """bf16 where a measured matrix product is at least 1.5 times as fast in it as in fp32, else fp32."""
+    if device.type == "mps":
+        return torch.float32
+    pays = matmul_rate(torch.bfloat16, device) > 1.5 * matmul_rate(torch.float32, device)
+    return torch.bfloat16 if pays else torch.float32
+
+
+def autocast(device: torch.device, dtype: torch.dtype | None = None) -> contextlib.AbstractContextManager:
+    """torch's autocast to `dtype` (default: what pays on this device); does nothing where that is fp32."""
+    dtype = dtype or fast_dtype(device)
+    return torch.autocast(device.type, dtype) if dtype != torch.float32 else contextlib.nullcontext()
+
+
+def peak_memory() -> int:
+    """The most memory this process has held so far, in bytes (0 where the system does not tell)."""
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def describe_machine() -> dict[str, str | int]:
+    """What a record must say of where it was made: processor type, cores, threads, system, versions."""
+    return {
+        "processor": platform.machine(),
+        "cores": os.cpu_count() or 1,
+        "threads": torch.get_num_threads(),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "torch": torch.__version__.split("+")[0],
+    }
+
+
+def _wait_for(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)

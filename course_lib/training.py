@@ -1,0 +1,198 @@
+"""One training step, and a loop that yields records: the caller prints, plots, saves and stops as it likes.
+
+The loss of a step is summed over all its targets and divided once by their number, however the step is cut into
+micro-batches.    Axes: N a target, V the vocabulary.
+"""
+
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from course_lib.model import LanguageModel
+from course_lib.objectives import Batch
+from course_lib.runtime import autocast, pick_device
+from course_lib.vocabulary import IGNORE_INDEX
+
+CHUNK = 64  # rows of logits at a time: small enough to stay in the processor's cache
+
+
+@dataclass(frozen=True)
+class StepRecord:
+    """What one step did. loss: nats per target, before the update. tokens: read by the model so far, padding and
+    special tokens included. seconds: this step's duration, data preparation excluded."""
+
+    step: int
+    tokens: int
+    targets: int
+    loss: float
+    rate: float
+    gradient_norm: float
+    seconds: float
+
+
+class _SummedCrossEntropy(torch.autograd.Function):
+    """Cross-entropy whose gradient is formed with the loss, a few rows at a time, so that no second tensor of the
+    logits' size is kept in fp32 (the idea of Liger Kernel, arXiv:2410.10989, section 3.2)."""
+
+    @staticmethod
+    def forward(context: torch.autograd.function.FunctionCtx, logits_NV: Tensor, labels_N: Tensor) -> Tensor:
+        gradient_NV = torch.empty_like(logits_NV) if context.needs_input_grad[0] else None
+        total = torch.zeros((), device=logits_NV.device)
+        for start in range(0, len(logits_NV), CHUNK):
+            rows = slice(start, start + CHUNK)
+            log_prob_CV = torch.log_softmax(logits_NV[rows].float(), dim=-1)
+            label_C1 = labels_N[rows, None]
+            total -= log_prob_CV.gather(1, label_C1).sum()
+            if gradient_NV is not None:
+                gradient_CV = log_prob_CV.exp_()
+                gradient_CV.scatter_add_(1, label_C1, torch.full_like(label_C1, -1.0, dtype=torch.float32))
+                gradient_NV[rows] = gradient_CV
+        context.save_for_backward(gradient_NV)
+        return total
+
+    @staticmethod
+    def backward(context: torch.autograd.function.FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
+        return context.saved_tensors[0] * gradient, None
+
+
+def token_loss(logits_NV: Tensor, labels_N: Tensor) -> tuple[Tensor, int]:
+    """Cross-entropy in nats, *summed* over the labels that are not IGNORE_INDEX, and their number.
+
+    Raises ValueError if the shapes do not fit.
+
+    >>> total, count = token_loss(torch.zeros(3, 8), torch.tensor([1, IGNORE_INDEX, 2]))
+    >>> round(total.item() / count, 4)  # ln 8
+    2.0794
+    """
+    if logits_NV.dim() != 2 or labels_N.shape != logits_NV.shape[:1]:
+        raise ValueError(
+            f"logits_NV {tuple(logits_NV.shape)} and labels_N {tuple(labels_N.shape)} do not fit: flatten both to "
+            "[targets, vocabulary] and [targets]"
+        )
+    is_target_N = labels_N != IGNORE_INDEX
+    count = int(is_target_N.sum())
+    if count < len(labels_N):
+        logits_NV, labels_N = logits_NV[is_target_N], labels_N[is_target_N]
+    return _SummedCrossEntropy.apply(logits_NV, labels_N), count
+
+
+def batch_loss(model: LanguageModel, batch: Batch) -> tuple[Tensor, int]:
+    """Summed loss in nats over the targets of a batch, and their number."""
+    return token_loss(model.target_logits(batch), batch.labels_BL[batch.is_target_BL])
+
+
+def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
+    """Parameter groups for an optimiser: matrices decay, vectors (biases, normalisation) do not."""
+    trained = [p for p in model.parameters() if p.requires_grad]
+    return [
+        {"params": [p for p in trained if p.dim() >= 2], "weight_decay": weight_decay},
+        {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
+    ]
+
+
+def make_optimizer(
+    model: nn.Module, *, weight_decay: float = 0.05, betas: tuple[float, float] = (0.9, 0.98)
+) -> torch.optim.Optimizer:
+    """AdamW (arXiv:1711.05101) over `decay_groups`; the rate is set at every step."""
+    return torch.optim.AdamW(decay_groups(model, weight_decay), lr=0.0, betas=betas, fused=True)
+
+
+def step(
+    model: LanguageModel,
+    optimizer: torch.optim.Optimizer,
+    micro_batches: Sequence[Batch],
+    *,
+    rate: float,
+    clip: float = 1.0,
+    dtype: torch.dtype | None = None,
+) -> tuple[float, int, float]:
+    """One update from one batch or several: loss in nats per target, number of targets, norm of the gradient.
+
+    clip: the largest norm of the gradient that is not scaled down. dtype: what autocast computes in (default: what
+    pays on the model's device).
+    Raises ValueError without a target, FloatingPointError where loss or gradient is not finite; no weight has changed.
+    """
+    targets = sum(int(batch.is_target_BL.sum()) for batch in micro_batches)
+    if targets == 0:
+        raise ValueError("the batch has no target: raise the share of tokens to be predicted, or give longer rows")
+    device = next(model.parameters()).device
+    loss = 0.0
+    for batch in micro_batches:
+        with autocast(device, dtype):
+            total, _ = batch_loss(model, batch.to(device))
+        (total / targets).backward()
+        loss += total.item() / targets
+    norm = nn.utils.clip_grad_norm_(model.parameters(), clip).item()
+    if not (torch.isfinite(torch.tensor(loss)) and torch.isfinite(torch.tensor(norm))):
+        optimizer.zero_grad()
+        raise FloatingPointError(f"loss {loss} with gradient norm {norm}: lower the rate or look at the batch")
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    optimizer.step()
+    optimizer.zero_grad()
+    return loss, targets, norm
+
+
+def train(
+    model: LanguageModel,
+    batches: Iterable[Batch],
+    *,
+    steps: int,
+    rate: Callable[[int], float] | float,
+    optimizer: torch.optim.Optimizer | None = None,
+    start: int = 0,
+    tokens: int = 0,
+    clip: float = 1.0,
+    dtype: torch.dtype | None = None,
+) -> Iterator[StepRecord]:
+    """Train for `steps` steps and yield a record after each; stopping early is leaving the loop.
+
+    batches: one batch a step, in order. rate: a number, or a function of the step counted from 0. start, tokens: what
+    has been done already, where a run goes on.
+    Raises ValueError for fewer than 1 step; FloatingPointError naming the step where the loss is not finite.
+    """
+    if steps < 1:
+        raise ValueError(f"steps is {steps}: take at least 1")
+    model.train()
+    optimizer = optimizer or make_optimizer(model)
+    for number, batch in zip(range(start, start + steps), batches, strict=False):
+        began = time.perf_counter()
+        now = rate(number) if callable(rate) else rate
+        try:
+            loss, targets, norm = step(model, optimizer, [batch], rate=now, clip=clip, dtype=dtype)
+        except FloatingPointError as error:
+            raise FloatingPointError(f"step {number}: {error}") from None
+        tokens += batch.input_ids_BT.numel()
+        yield StepRecord(number + 1, tokens, targets, loss, now, norm, time.perf_counter() - began)
+
+
+def held_out_loss(model: LanguageModel, batches: Iterable[Batch], *, dtype: torch.dtype | None = None) -> float:
+    """Nats per target over batches that the model is not trained on.
+
+    Raises ValueError without a target.
+    """
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    loss, targets = 0.0, 0
+    with torch.no_grad(), autocast(device, dtype):
+        for batch in batches:
+            total, count = batch_loss(model, batch.to(device))
+            loss, targets = loss + total.item(), targets + count
+    model.train(was_training)
+    if targets == 0:
+        raise ValueError("the batches have no target: give batches with something to predict")
+    return loss / targets
+
+
+def new_model(
+    factory: Callable[..., LanguageModel], *arguments: object, seed: int = 0, device: str | None = None
+) -> LanguageModel:
+    """A freshly initialised model, its weights fixed by the seed, on the device that `pick_device` names."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        model = factory(*arguments)
+    return model.to(pick_device(device))
