@@ -75,7 +75,7 @@ def _run(options: argparse.Namespace) -> int:
 def _record(options: argparse.Namespace) -> int:
     from course_lib import runs
 
-    runs.record(options.name)
+    print(f"written to {runs.record(options.name)}")
     return 0
 
 

@@ -4,7 +4,7 @@ say how far a figure can be trusted.    Axes: N a text, E a feature, V the vocab
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -17,9 +17,10 @@ from torch import Tensor
 
 from course_lib.data import Review, pad
 from course_lib.model import LanguageModel
+from course_lib.objectives import Batch
 from course_lib.runtime import autocast, seeded
 from course_lib.tokenizer import Tokenizer
-from course_lib.vocabulary import Vocabulary
+from course_lib.vocabulary import IGNORE_INDEX, Vocabulary
 
 COMPARISON_TOKENS = 126  # every method reads this much of a text, in tokens of the course's tokenizer
 
@@ -33,7 +34,10 @@ class Interval:
     high: float
 
     def __str__(self) -> str:
-        return f"{self.value:.3g} ({self.low:.3g} to {self.high:.3g})"
+        return f"{self:.3g}"
+
+    def __format__(self, spec: str) -> str:
+        return f"{self.value:{spec}} ({self.low:{spec}} to {self.high:{spec}})"
 
     def holds(self, value: float) -> bool:
         """Whether a value lies within the interval."""
@@ -57,13 +61,15 @@ def proportion_interval(successes: int, trials: int) -> Interval:
 def mean_interval(values: Sequence[float]) -> Interval:
     """95 % interval of the mean over seeds, by Student's t.
 
-    Raises ValueError for fewer than 2 values.
+    Raises ValueError for fewer than 2 values, or one that is not finite.
 
     >>> str(mean_interval([1.0, 2.0, 3.0]))
     '2 (-0.484 to 4.48)'
     """
     if len(values) < 2:
         raise ValueError(f"{len(values)} value: a spread over seeds takes at least 2")
+    if not np.isfinite(values).all():
+        raise ValueError(f"values hold {next(v for v in values if not math.isfinite(v))}: did one of the runs diverge?")
     mean = float(np.mean(values))
     reach = float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
     return Interval(mean, mean - reach, mean + reach)
@@ -75,21 +81,30 @@ def uniform_loss(vocabulary: Vocabulary) -> float:
 
 
 def unigram_loss(train_ids: Tensor, targets_N: Tensor, vocabulary: Vocabulary) -> float:
-    """Nats per target of a model that knows only how often each token occurs in `train_ids` (counted from 1).
+    """Nats per target of a model that knows only how often each token occurs in `train_ids` (counted from 1). Targets
+    that are IGNORE_INDEX are left out.
 
-    Raises ValueError without a target.
+    Raises ValueError without a target, or for ids outside the vocabulary.
 
     >>> round(unigram_loss(torch.tensor([1, 1]), torch.tensor([1]), Vocabulary(4)), 4)  # ln 2: 3 of 6
     0.6931
     """
+    targets_N = targets_N[targets_N != IGNORE_INDEX]
     if targets_N.numel() == 0:
         raise ValueError("targets_N is empty: give the labels that were to be predicted")
+    vocabulary.check_ids(train_ids)
+    vocabulary.check_ids(targets_N)
     count_V = torch.bincount(train_ids.flatten(), minlength=vocabulary.size).double() + 1
     return -(count_V / count_V.sum()).log()[targets_N].mean().item()
 
 
 def first_tokens(texts: Iterable[str], tokenizer: Tokenizer, count: int = COMPARISON_TOKENS) -> list[str]:
-    """The stretch of each text that its first `count` tokens cover: what every method of a comparison reads."""
+    """The stretch of each text that its first `count` tokens cover: what every method of a comparison reads.
+
+    Raises ValueError for a count below 1.
+    """
+    if count < 1:
+        raise ValueError(f"count is {count}: a comparison reads at least 1 token")
     return [tokenizer.decode(ids[:count]) for ids in tokenizer.encode_all(texts)]
 
 
@@ -106,19 +121,24 @@ def frozen_features(
     """float32 [N, E]: the model's last hidden state averaged over each text's first tokens. Nothing is trained.
 
     frame: the special tokens around a text, those that the model was trained with.
+    Raises ValueError for no texts, a batch of none, or a model shorter than COMPARISON_TOKENS and their frame.
     """
+    if not texts or batch_size < 1:
+        raise ValueError(f"{len(texts)} texts in batches of {batch_size}: give at least one of each")
     device = next(model.parameters()).device
     was_training = model.training
     model.eval()
     encoded = tokenizer.encode_all(texts)
     order = sorted(range(len(texts)), key=lambda n: len(encoded[n]))  # texts of like length share a batch
     rows: list[Tensor] = []
-    for start in range(0, len(order), batch_size):
-        sequences = [encoded[n] for n in order[start : start + batch_size]]
-        ids_BT = pad(sequences, tokenizer.vocabulary, length=COMPARISON_TOKENS + 2, frame=frame).to(device)
-        with autocast(device, dtype):
-            rows.append(model.features(ids_BT, ids_BT != tokenizer.vocabulary.pad).float().cpu())
-    model.train(was_training)
+    try:
+        for start in range(0, len(order), batch_size):
+            sequences = [encoded[n] for n in order[start : start + batch_size]]
+            ids_BT = pad(sequences, tokenizer.vocabulary, length=COMPARISON_TOKENS + 2, frame=frame).to(device)
+            with autocast(device, dtype):
+                rows.append(model.features(ids_BT, ids_BT != tokenizer.vocabulary.pad).float().cpu())
+    finally:
+        model.train(was_training)
     features_NE = torch.cat(rows)
     return features_NE[torch.tensor(order).argsort()].numpy()
 
@@ -154,3 +174,33 @@ def labelled_sample(reviews: Sequence[Review], count: int, seed: int) -> list[Re
     generator = seeded(seed, count)
     picked = [kind[i] for kind in kinds for i in torch.randperm(len(kind), generator=generator)[: count // 2].tolist()]
     return [picked[i] for i in torch.randperm(count, generator=generator).tolist()]
+
+
+@torch.no_grad()
+def influences(model: LanguageModel, batch: Batch, vocabulary: Vocabulary) -> Tensor:
+    """bool [N, T]: whether the prediction at each of the N targets of a batch's only row changes, by as much as one
+    bit, when the token at position t is another one. What leaks shows in an untrained model.
+
+    Raises ValueError for a batch of more than one row, or without a target.
+
+    >>> from course_lib.layers import TransformerConfig
+    >>> from course_lib.model import Decoder
+    >>> from course_lib.objectives import causal
+    >>> model = Decoder(TransformerConfig(vocab_size=50, d_model=8, n_layers=2, n_heads=2, d_ff=16, max_len=4))
+    >>> influences(model, causal(torch.tensor([[7, 8, 9]]), Vocabulary(50)), Vocabulary(50)).int().tolist()
+    [[1, 0, 0], [1, 1, 0]]
+    """
+    if len(batch.input_ids_BT) != 1 or not batch.is_target_BL.any():
+        raise ValueError(f"the batch has {len(batch.input_ids_BT)} rows: give one row with at least one target")
+    was_training = model.training
+    model.eval()
+    before_NV = model.target_logits(batch)
+    columns = []
+    for t in range(batch.input_ids_BT.shape[1]):  # one at a time: the shape of a product can change its last bit
+        changed_BT = batch.input_ids_BT.clone()
+        other = vocabulary.ordinary_ids[vocabulary.ordinary_ids != changed_BT[0, t]]
+        changed_BT[0, t] = other[t % len(other)]
+        after_NV = model.target_logits(replace(batch, input_ids_BT=changed_BT))
+        columns.append((after_NV != before_NV).any(-1))
+    model.train(was_training)
+    return torch.stack(columns, dim=1)

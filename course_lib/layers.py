@@ -8,7 +8,7 @@ E channel of the model.
 """
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import torch
@@ -47,9 +47,10 @@ class TransformerConfig:
     norm_eps: float = 1e-5
 
     def __post_init__(self) -> None:
-        for name, value in asdict(self).items():
-            if isinstance(value, int) and value < 1:
-                raise ValueError(f"{name} is {value}: it must be at least 1")
+        for name in ("vocab_size", "d_model", "n_layers", "n_heads", "d_ff", "max_len"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} is {value!r}: give a whole number of at least 1")
         if self.d_model % self.n_heads:
             raise ValueError(f"d_model {self.d_model} is not divisible by n_heads {self.n_heads}: choose a multiple")
         if self.positions not in ("learned", "rotary"):
@@ -60,6 +61,8 @@ class TransformerConfig:
             raise ValueError(f"dropout is {self.dropout}: give a probability of at least 0 and below 1")
         if self.activation not in ACTIVATIONS:
             raise ValueError(f"activation {self.activation!r} is unknown: choose one of {', '.join(ACTIVATIONS)}")
+        if not 0.0 < self.norm_eps < 1.0:
+            raise ValueError(f"norm_eps is {self.norm_eps}: give a small number above 0, such as 1e-5")
 
     @property
     def d_head(self) -> int:
@@ -76,11 +79,17 @@ def attend(q_BHQD: Tensor, k_BHKD: Tensor, v_BHKD: Tensor, may_attend_BQK: Tenso
     may_attend_BQK: bool, True where a query may look at a key; axes of length 1 broadcast. What a query may not look
     at changes not one bit of its result. (Written out, because at the course's sizes this is faster on a CPU than
     torch's fused kernel.)
+    Raises ValueError for what is no bool with three axes.
 
     >>> x = torch.eye(2)[None, None]
     >>> attend(x, x, x, torch.tensor([[[True, False], [False, False]]])).tolist()
     [[[[1.0, 0.0], [0.0, 0.0]]]]
     """
+    if may_attend_BQK.dim() != 3 or may_attend_BQK.dtype != torch.bool:
+        raise ValueError(
+            f"may_attend_BQK is {may_attend_BQK.dtype} of shape {tuple(may_attend_BQK.shape)}: give bool "
+            "[batch, query, key], as course_lib.masks makes them"
+        )
     may_attend_BHQK = may_attend_BQK[:, None]
     scores_BHQK = q_BHQD @ k_BHKD.mT / math.sqrt(q_BHQD.shape[-1])
     scores_BHQK = scores_BHQK.masked_fill(~may_attend_BHQK, torch.finfo(scores_BHQK.dtype).min)

@@ -28,6 +28,8 @@ from course_lib.objectives import Batch
 
 Cache = list[KeyValues]  # one pair a layer
 
+CHOOSE = "MODEL_OF_OBJECTIVE names the model of each objective"
+
 
 @dataclass(frozen=True)
 class ModelOutput:
@@ -50,8 +52,17 @@ class LanguageModel(nn.Module):
         self.config = config
 
     def target_logits(self, batch: Batch) -> Tensor:
-        """[N, V]: logits at the batch's targets only, row by row; the rest is never computed."""
-        return self(batch.input_ids_BT, batch.may_attend_BQK, wanted_BT=batch.is_target_BL).logits
+        """[N, V]: logits at the batch's targets only, row by row; the rest is never computed.
+
+        Raises ValueError for a batch of an objective that another model predicts, or without a prediction head.
+        """
+        if batch.may_query_BQK is not None or batch.decoder_input_ids_BS is not None:
+            made_for = "a TwoStream" if batch.decoder_input_ids_BS is None else "an EncoderDecoder"
+            raise ValueError(f"the batch is made for {made_for}, and this is a {type(self).__name__}: {CHOOSE}")
+        logits_NV = self(batch.input_ids_BT, batch.may_attend_BQK, wanted_BT=batch.is_target_BL).logits
+        if logits_NV is None:
+            raise ValueError(f"this {type(self).__name__} has no head to predict with: make it with head=True")
+        return logits_NV
 
     def features(self, input_ids_BT: Tensor, is_real_BT: Tensor) -> Tensor:
         """[B, E]: the last hidden state, averaged over real tokens."""
@@ -68,16 +79,19 @@ class LanguageModel(nn.Module):
         return sum(parameter.numel() for parameter in self.parameters())
 
     def _positions(self, input_ids_BT: Tensor, start: int = 0) -> Tensor:
-        """int64 [1, T]; refuses ids that are none and sequences longer than the model."""
+        """int64 [1, T]; refuses what are no ids of this model, and sequences longer than the model."""
+        if input_ids_BT.dim() != 2 or input_ids_BT.numel() == 0:
+            raise ValueError(f"input_ids_BT has shape {tuple(input_ids_BT.shape)}: give [batch, length], not empty")
         end = start + input_ids_BT.shape[1]
         if end > self.config.max_len:
             raise ValueError(
                 f"sequence length {end} exceeds max_len {self.config.max_len}: shorten it or raise "
                 "TransformerConfig.max_len"
             )
-        highest = int(input_ids_BT.max())
-        if highest >= self.config.vocab_size:
-            raise ValueError(f"token id {highest} lies outside the model's vocabulary of {self.config.vocab_size}")
+        lowest, highest = (int(bound) for bound in torch.aminmax(input_ids_BT))
+        if lowest < 0 or highest >= self.config.vocab_size:
+            wrong = lowest if lowest < 0 else highest
+            raise ValueError(f"token id {wrong} lies outside the model's vocabulary of {self.config.vocab_size}")
         return torch.arange(start, end, device=input_ids_BT.device)[None]
 
 
@@ -195,6 +209,8 @@ class TwoStream(Encoder):
         self.query_embedding = nn.Parameter(torch.randn(config.d_model) * 0.02)
 
     def target_logits(self, batch: Batch) -> Tensor:
+        if batch.may_query_BQK is None:
+            raise ValueError(f"a TwoStream needs may_query_BQK, and this batch of another objective has none: {CHOOSE}")
         return self.predict(batch.input_ids_BT, batch.may_attend_BQK, batch.may_query_BQK, batch.is_target_BL)
 
     def predict(self, input_ids_BT: Tensor, may_attend_BQK: Tensor, may_query_BQK: Tensor, wanted_BT: Tensor) -> Tensor:
@@ -240,6 +256,8 @@ class EncoderDecoder(LanguageModel):
         self.predictions = MaskedHead(config)
 
     def target_logits(self, batch: Batch) -> Tensor:
+        if batch.decoder_input_ids_BS is None:
+            raise ValueError(f"an EncoderDecoder needs decoder_input_ids_BS, and this batch has none: {CHOOSE}")
         return self(
             batch.input_ids_BT, batch.decoder_input_ids_BS, batch.may_attend_BQK, wanted_BS=batch.is_target_BL
         ).logits
@@ -291,4 +309,4 @@ def _at(hidden_BTE: Tensor, wanted_BT: Tensor | None) -> Tensor:
 def _all_if_none(may_attend_BQK: Tensor | None, input_ids_BT: Tensor) -> Tensor:
     if may_attend_BQK is not None:
         return may_attend_BQK
-    return torch.ones(1, 1, input_ids_BT.shape[1], dtype=torch.bool, device=input_ids_BT.device)
+    return torch.ones(1, 1, input_ids_BT.shape[-1], dtype=torch.bool, device=input_ids_BT.device)

@@ -12,11 +12,12 @@ Q position that looks, K position that is looked at, V the vocabulary.
 import math
 from dataclasses import dataclass, fields, replace
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from course_lib import masks
-from course_lib.vocabulary import IGNORE_INDEX, Vocabulary
+from course_lib.vocabulary import IGNORE_INDEX, Vocabulary, look_up
 
 
 @dataclass(frozen=True)
@@ -139,14 +140,14 @@ def masked(
     fate_BT = torch.rand(input_ids_BT.shape, generator=generator)  # one draw decides among exclusive fates
     if first_BT is not None:
         fate_BT = fate_BT.gather(1, first_BT)
-    is_target_BT = (fate_BT < prob_BT) & vocabulary.is_ordinary_V[input_ids_BT]
+    is_target_BT = (fate_BT < prob_BT) & look_up(vocabulary.is_ordinary_V, input_ids_BT)
     is_hidden_BT = is_target_BT & (fate_BT < 0.8 * prob_BT)
     is_swapped_BT = is_target_BT & ~is_hidden_BT & (fate_BT < 0.9 * prob_BT)
 
-    shown_BT = input_ids_BT.masked_fill(is_hidden_BT, mask_id)
+    shown_BT = torch.where(is_hidden_BT, mask_id, input_ids_BT)
     swapped_N = is_swapped_BT.flatten().nonzero().squeeze(1)
     shown_BT.view(-1)[swapped_N] = vocabulary.draw_ordinary(len(swapped_N), generator)
-    return Batch(shown_BT, input_ids_BT.masked_fill(~is_target_BT, IGNORE_INDEX), masks.padding(is_real_BT))
+    return Batch(shown_BT, torch.where(is_target_BT, input_ids_BT, IGNORE_INDEX), masks.padding(is_real_BT))
 
 
 def permuted(
@@ -210,28 +211,28 @@ def span_corrupted(
     is_real_BT = _check(input_ids_BT, vocabulary)
     _refuse_sentinels(input_ids_BT, vocabulary)
 
-    is_ordinary_BT = vocabulary.is_ordinary_V[input_ids_BT]
-    is_noise_BT = _random_spans(is_ordinary_BT, noise_density, mean_span, generator)
+    is_noise_BT = _random_spans(look_up(vocabulary.is_ordinary_V, input_ids_BT), noise_density, mean_span, generator)
     starts_BT = is_noise_BT & ~_shift_right(is_noise_BT, fill=False)
-    n_spans_B = starts_BT.sum(1)
+    span_BT = starts_BT.cumsum(1)  # 1 from the first span to the second
+    n_spans_B = span_BT[:, -1]
     if int(n_spans_B.max()) >= len(vocabulary.sentinels):
         raise ValueError(
             f"span corruption needs {int(n_spans_B.max()) + 1} sentinels and this vocabulary has "
             f"{len(vocabulary.sentinels)}: shorten the text, lower noise_density, or raise mean_span"
         )
-    sentinel_S = torch.tensor(vocabulary.sentinels)
-    span_BT = (starts_BT.cumsum(1) - 1).clamp(min=0)
-    shown_BS = _assemble(input_ids_BT, is_real_BT & ~is_noise_BT, starts_BT.long(), sentinel_S[span_BT], vocabulary)
+    sentinels = torch.tensor(vocabulary.sentinels)
+    row_N, column_N = starts_BT.nonzero(as_tuple=True)  # of the N spans of the batch
+    sentinel_N = sentinels[span_BT[row_N, column_N] - 1]
 
-    # the target: the noise tokens with their sentinels before them, and one more sentinel behind the last
-    end_BT = torch.arange(input_ids_BT.shape[1] + 1) == input_ids_BT.shape[1]
-    wide_ids_BT, wide_noise_BT, wide_starts_BT, wide_span_BT = (
-        torch.nn.functional.pad(tensor, (0, 1)) for tensor in (input_ids_BT, is_noise_BT, starts_BT, span_BT)
-    )
-    wide_span_BT[:, -1] = n_spans_B
-    target_BS = _assemble(
-        wide_ids_BT, wide_noise_BT, (wide_starts_BT | end_BT).long(), sentinel_S[wide_span_BT], vocabulary
-    )
+    is_shown_BT = starts_BT | (is_real_BT & ~is_noise_BT)
+    place_BT = is_shown_BT.cumsum(1)
+    shown_BS = _write(input_ids_BT, place_BT, is_shown_BT, _rows(place_BT[:, -1], vocabulary))
+    shown_BS[row_N, place_BT[row_N, column_N] - 1] = sentinel_N
+
+    place_BT = is_noise_BT.cumsum(1) + span_BT  # the target: noise tokens, a sentinel before each span, one at the end
+    target_BS = _write(input_ids_BT, place_BT, is_noise_BT, _rows(place_BT[:, -1] + 1, vocabulary))
+    target_BS[row_N, place_BT[row_N, column_N] - 2] = sentinel_N
+    target_BS.scatter_(1, place_BT[:, -1:], sentinels[n_spans_B][:, None])
     return _with_decoder(shown_BS, target_BS, bos_id, vocabulary)
 
 
@@ -279,7 +280,7 @@ def infilled(
     >>> batch = infilled(torch.arange(5, 11)[None], Vocabulary(20, pad=0, bos=1, mask=2), noise_density=0.5,
     ...                  generator=torch.Generator().manual_seed(1))
     >>> batch.input_ids_BT.tolist(), batch.labels_BL.tolist()
-    ([[2, 6, 2, 8, 2, 10]], [[5, 6, 7, 8, 9, 10]])
+    ([[5, 2, 7, 8, 2, 2]], [[5, 6, 7, 8, 9, 10]])
     """
     _check_share("noise_density", noise_density)
     _check_mean_span(mean_span)
@@ -287,13 +288,12 @@ def infilled(
     bos_id = vocabulary.require("bos", "infilling")
     is_real_BT = _check(input_ids_BT, vocabulary)
 
-    is_ordinary_BT = vocabulary.is_ordinary_V[input_ids_BT]
-    is_noise_BT, starts_BT, inserted_BT = _poisson_spans(is_ordinary_BT, noise_density, mean_span, generator)
-    wide_ids_BT, wide_kept_BT = (
-        torch.nn.functional.pad(tensor, (0, 1)) for tensor in (input_ids_BT, is_real_BT & ~is_noise_BT)
-    )
-    inserted_BT[:, :-1] += starts_BT
-    shown_BS = _assemble(wide_ids_BT, wide_kept_BT, inserted_BT, torch.full_like(wide_ids_BT, mask_id), vocabulary)
+    is_ordinary_BT = look_up(vocabulary.is_ordinary_V, input_ids_BT)
+    is_noise_BT, n_masks_BT, n_masks_B = _poisson_spans(is_ordinary_BT, noise_density, mean_span, generator)
+    is_kept_BT = is_real_BT & ~is_noise_BT
+    place_BT = is_kept_BT.cumsum(1)
+    rows_BS = _rows(place_BT[:, -1] + n_masks_B, vocabulary, fill=mask_id)
+    shown_BS = _write(input_ids_BT, place_BT + n_masks_BT, is_kept_BT, rows_BS)
     return _with_decoder(shown_BS, input_ids_BT, bos_id, vocabulary)
 
 
@@ -326,10 +326,10 @@ def _check_mean_span(mean_span: float) -> None:
 
 
 def _refuse_sentinels(input_ids_BT: Tensor, vocabulary: Vocabulary) -> None:
-    special_N = input_ids_BT[~vocabulary.is_ordinary_V[input_ids_BT]]  # few, and the search is slow
-    found = special_N[torch.isin(special_N, torch.tensor(vocabulary.sentinels))]
-    if len(found):
-        raise ValueError(f"input_ids_BT holds the sentinel {int(found[0])}: span corruption could not be undone")
+    is_sentinel_BT = look_up(vocabulary.is_sentinel_V, input_ids_BT)
+    if int(is_sentinel_BT.sum()):
+        found = int(input_ids_BT[is_sentinel_BT][0])
+        raise ValueError(f"input_ids_BT holds the sentinel {found}: span corruption could not be undone")
 
 
 def _spans_of(target: list[int], sentinels: set[int]) -> dict[int, list[int]]:
@@ -370,29 +370,47 @@ def _first_of_word(input_ids_BT: Tensor, vocabulary: Vocabulary) -> Tensor:
     return position_T.masked_fill(continues_BT, 0).cummax(1).values
 
 
-def _random_parts(total_B: Tensor, parts_B: Tensor, width: int, generator: torch.Generator) -> Tensor:
-    """int64 [B, width]: each row cuts its total into so many positive parts, every way equally likely; 0 behind."""
-    key_BN = torch.rand(len(total_B), width, generator=generator)  # column n: cut after the (n+1)-th item
-    key_BN.masked_fill_(torch.arange(width) >= total_B[:, None] - 1, torch.inf)
-    is_cut_BN = key_BN.argsort(1).argsort(1) < parts_B[:, None] - 1
-    part_BN = torch.nn.functional.pad(is_cut_BN.cumsum(1), (1, 0))[:, :width]
-    is_item_BN = torch.arange(width) < total_B[:, None]
-    return torch.zeros(len(total_B), width, dtype=torch.long).scatter_add(1, part_BN, is_item_BN.long())
+def _choose(count_B: Tensor, n_B: Tensor, generator: torch.Generator) -> Tensor:
+    """int64 [B, S]: `count_B` of the numbers below `n_B`, in order, every choice equally likely; `n_B` behind them."""
+    width = max(1, int(n_B.max()))
+    key_BN = torch.rand(len(n_B), width, generator=generator)
+    if int(n_B.min()) < width:
+        key_BN.masked_fill_(torch.arange(width) >= n_B[:, None], 2.0)
+    sorted_BN = torch.from_numpy(np.sort(key_BN.numpy(), axis=1))  # ten times as fast as torch's on short rows
+    last_B1 = sorted_BN.gather(1, (count_B[:, None] - 1).clamp(min=0)).masked_fill_(count_B[:, None] < 1, -1.0)
+    is_chosen_BN = key_BN <= last_B1
+    number_BN = is_chosen_BN.cumsum(1)
+    if not torch.equal(number_BN[:, -1], count_B.clamp(min=0)):
+        return _choose(count_B, n_B, generator)  # two equal keys at the border, one time in thousands
+    chosen_BS = n_B[:, None].repeat(1, 1 + max(0, int(count_B.max())))  # column 0 takes what is not chosen
+    return chosen_BS.scatter_(1, number_BN * is_chosen_BN, torch.arange(width).expand_as(number_BN))[:, 1:]
+
+
+def _random_parts(total_B: Tensor, parts_B: Tensor, generator: torch.Generator) -> Tensor:
+    """int64 [B, S]: the ends of so many positive parts of each total, every way equally likely; the total behind."""
+    return torch.cat([_choose(parts_B - 1, total_B - 1, generator) + 1, total_B[:, None]], dim=1)
 
 
 def _random_spans(is_ordinary_BT: Tensor, density: float, mean_span: float, generator: torch.Generator) -> Tensor:
     """T5's noise mask over the ordinary tokens of each row: kept and removed stretches alternate, kept first."""
-    width = is_ordinary_BT.shape[1]
     n_B = is_ordinary_BT.sum(1)
     n_noise_B = _share_of(n_B, density)
     n_spans_B = (n_noise_B / mean_span).round().long().clamp(min=1)
     n_spans_B = torch.minimum(n_spans_B, torch.minimum(n_noise_B, (n_B - n_noise_B).clamp(min=1)))
-    kept_BN = _random_parts(n_B - n_noise_B, n_spans_B, width, generator)
-    noise_BN = _random_parts(n_noise_B, n_spans_B, width, generator)
-    ends_BN = torch.stack([kept_BN, noise_BN], dim=2).flatten(1).cumsum(1)  # kept, noise, kept, noise, ...
-    place_BT = (is_ordinary_BT.cumsum(1) - 1).clamp(min=0)  # place of a position among the ordinary tokens
-    stretch_BT = torch.searchsorted(ends_BN, place_BT, right=True)
-    return is_ordinary_BT & (stretch_BT % 2 == 1)
+    kept_end_BS = _random_parts(n_B - n_noise_B, n_spans_B, generator)
+    noise_end_BS = _random_parts(n_noise_B, n_spans_B, generator)
+    begin_BS = kept_end_BS + torch.nn.functional.pad(noise_end_BS, (1, -1))  # what was removed before
+    return is_ordinary_BT & _inside(begin_BS, kept_end_BS + noise_end_BS, is_ordinary_BT.cumsum(1))
+
+
+def _inside(begin_BS: Tensor, end_BS: Tensor, count_BT: Tensor) -> Tensor:
+    """bool [B, T]: whether the ordinary token with this number, counted from 1, lies in a span. Spans are given by the
+    numbers of ordinary tokens before they begin and end, and may touch, not overlap."""
+    border_BS = torch.cat([begin_BS, end_BS], dim=1) + 1
+    is_border_BN = torch.zeros(len(count_BT), count_BT.shape[1] + 2, dtype=torch.uint8)
+    is_border_BN.scatter_add_(1, border_BS, torch.ones_like(border_BS, dtype=torch.uint8))
+    n_borders_BN = is_border_BN.cumsum(1, dtype=torch.uint8)  # may run over, and stays odd or even
+    return n_borders_BN.bitwise_and_(1).bool().gather(1, count_BT)
 
 
 def _poisson_lengths(n_noise_B: Tensor, mean_span: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
@@ -401,61 +419,52 @@ def _poisson_lengths(n_noise_B: Tensor, mean_span: float, generator: torch.Gener
     Lengths are drawn until the row's noise is covered; the last one is cut to fit.
     """
     longest = int(n_noise_B.max())
-    most = math.ceil(2 * longest / mean_span) + 20  # far more draws than a row needs, and then ...
-    drawn_BN = torch.poisson(torch.full((len(n_noise_B), most), float(mean_span)), generator=generator)
-    length_BN = drawn_BN.clamp(max=longest).long()
+    most = math.ceil((longest + 7 * math.sqrt(longest)) / mean_span) + 7  # enough by seven deviations, and ...
+    mean_BN = torch.full(
+        (len(n_noise_B), most), min(float(mean_span), 1e9)
+    )  # longer than any row; above 1e18 it overflows
+    length_BN = torch.poisson(mean_BN, generator=generator).long()
     length_BN[:, -1] = n_noise_B  # ... one that covers the rest, whatever was drawn
     before_BN = length_BN.cumsum(1) - length_BN
     n_spans_B = (before_BN < n_noise_B[:, None]).sum(1)
     return torch.minimum(length_BN, (n_noise_B[:, None] - before_BN).clamp(min=0)), n_spans_B
 
 
+def _last_anywhere(length_BN: Tensor, n_spans_B: Tensor, generator: torch.Generator) -> Tensor:
+    """The lengths with the last of each row, the one that was cut, changed for any of them (or itself)."""
+    last_B1 = (n_spans_B[:, None] - 1).clamp(min=0)
+    any_B1 = (torch.rand(last_B1.shape, generator=generator, dtype=torch.float64) * (last_B1 + 1)).long()
+    swapped_BN = length_BN.scatter(1, last_B1, length_BN.gather(1, any_B1))
+    return swapped_BN.scatter_(1, any_B1, length_BN.gather(1, last_B1))
+
+
 def _poisson_spans(
     is_ordinary_BT: Tensor, density: float, mean_span: float, generator: torch.Generator
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """BART's noise over the ordinary tokens of each row: what is removed, where a span starts (both bool [B, T]),
-    and how many masks of length-0 spans stand before each position (int64 [B, T + 1], the last: behind the row).
+    """BART's noise over the ordinary tokens of each row: what is removed (bool [B, T]), how many masks stand before
+    each token (int64 [B, T]), and how many in the whole row (int64 [B]).
 
-    Kept tokens and spans, each a slot, are put into a row in an order drawn uniformly.
+    Kept tokens and spans are put into a row in an order drawn uniformly, spans of any length alike. A span of length 0
+    stands right before the ordinary token that follows it, or right behind the last.
     """
-    n_B = is_ordinary_BT.sum(1)
+    n_B, count_BT = is_ordinary_BT.sum(1), is_ordinary_BT.cumsum(1)
     n_noise_B = _share_of(n_B, density)
     length_BN, n_spans_B = _poisson_lengths(n_noise_B, mean_span, generator)
-    is_span_BS, size_BS = _shuffled_slots(n_B - n_noise_B, n_spans_B, length_BN, generator)
-    end_BS = size_BS.cumsum(1)
+    slot_BS = _choose(n_spans_B, n_B - n_noise_B + n_spans_B, generator)
+    number_S = torch.arange(slot_BS.shape[1])
+    length_BS = _last_anywhere(length_BN, n_spans_B, generator)[:, : len(number_S)]
+    end_BS = length_BS.cumsum(1) + (slot_BS - number_S).clamp_(min=0)  # what was removed, and what was kept before
+    begin_BS = end_BS - length_BS
+    is_noise_BT = is_ordinary_BT & _inside(begin_BS, end_BS, count_BT)
 
-    place_BT = (is_ordinary_BT.cumsum(1) - 1).clamp(min=0)  # place of a position among the ordinary tokens
-    slot_BT = torch.searchsorted(end_BS, place_BT, right=True).clamp(max=end_BS.shape[1] - 1)
-    is_noise_BT = is_ordinary_BT & is_span_BS.gather(1, slot_BT)
-    goes_on_BT = _shift_right(is_noise_BT, fill=False) & (slot_BT == _shift_right(slot_BT, fill=-1))
-
-    # a length-0 span stands before the ordinary token whose place its slot has, or behind the last one
-    inserted_BT = torch.zeros(len(n_B), is_ordinary_BT.shape[1] + 1, dtype=torch.long)
-    inserted_BT.scatter_add_(1, _columns(is_ordinary_BT).gather(1, end_BS), (is_span_BS & (size_BS == 0)).long())
-    return is_noise_BT, is_noise_BT & ~goes_on_BT, inserted_BT
-
-
-def _shuffled_slots(
-    n_kept_B: Tensor, n_spans_B: Tensor, length_BN: Tensor, generator: torch.Generator
-) -> tuple[Tensor, Tensor]:
-    """Each row's kept tokens and spans in an order drawn uniformly: which slots are spans (bool [B, S]), and how many
-    tokens of the text each slot takes (int64 [B, S], 0 behind the last)."""
-    n_slots_B = n_kept_B + n_spans_B
-    is_slot_BS = torch.arange(max(1, int(n_slots_B.max()))) < n_slots_B[:, None]
-    key_BS = torch.rand(is_slot_BS.shape, generator=generator).masked_fill(~is_slot_BS, torch.inf)
-    is_span_BS = key_BS.argsort(1).argsort(1) < n_spans_B[:, None]
-    span_BS = (is_span_BS.cumsum(1) - 1).clamp(min=0)
-    return is_span_BS, torch.where(is_span_BS, length_BN.gather(1, span_BS), is_slot_BS.long())
-
-
-def _columns(is_ordinary_BT: Tensor) -> Tensor:
-    """int64 [B, T + 1]: where a row's 1st, 2nd, ... ordinary token stands, and from then on the column behind its last
-    (0 where it has none)."""
-    width = is_ordinary_BT.shape[1]
-    first_BT = is_ordinary_BT.long().argsort(dim=1, descending=True, stable=True)
-    behind_B1 = (torch.arange(1, width + 1) * is_ordinary_BT).amax(1, keepdim=True)
-    is_there_BT = torch.arange(width) < is_ordinary_BT.sum(1, keepdim=True)
-    return torch.cat([torch.where(is_there_BT, first_BT, behind_B1), behind_B1], dim=1)
+    n_begin_BN = torch.zeros(len(n_B), count_BT.shape[1] + 2, dtype=torch.long)
+    n_begin_BN.scatter_add_(1, begin_BS + 1, (number_S < n_spans_B[:, None]).long())
+    begins_BN = torch.zeros(n_begin_BN.shape, dtype=torch.bool).scatter_(1, (begin_BS + 1) * (length_BS > 0), True)
+    # a special token inside a span cuts it: what follows needs a mask of its own, unless another span begins there
+    is_cut_BT = is_noise_BT & ~_shift_right(is_ordinary_BT, fill=True) & ~begins_BN.gather(1, count_BT)
+    is_behind_BT = ~is_ordinary_BT & (count_BT == n_B[:, None])
+    n_masks_BT = n_begin_BN.cumsum(1).gather(1, count_BT + is_behind_BT) + is_cut_BT.cumsum(1)
+    return is_noise_BT, n_masks_BT, n_spans_B + is_cut_BT.sum(1)
 
 
 def _share_of(n_B: Tensor, density: float) -> Tensor:
@@ -466,22 +475,20 @@ def _share_of(n_B: Tensor, density: float) -> Tensor:
     return n_noise_B
 
 
-def _assemble(
-    input_ids_BT: Tensor, is_kept_BT: Tensor, inserted_BT: Tensor, insert_ids_BT: Tensor, vocabulary: Vocabulary
-) -> Tensor:
-    """int64 [B, S]: for every position first its inserted ids, then its own token where it is kept; padded."""
-    width_BT = inserted_BT + is_kept_BT
-    end_BT = width_BT.cumsum(1)
-    length_B = end_BT[:, -1]
-    length = max(1, int(length_B.max()))
-    source_BS = torch.searchsorted(end_BT, torch.arange(length).expand(len(end_BT), -1).contiguous(), right=True)
-    source_BS = source_BS.clamp(max=input_ids_BT.shape[1] - 1)
-    is_own_BS = is_kept_BT.gather(1, source_BS) & (torch.arange(length) == end_BT.gather(1, source_BS) - 1)
-    assembled_BS = torch.where(is_own_BS, input_ids_BT.gather(1, source_BS), insert_ids_BT.gather(1, source_BS))
-    pad_id = 0 if vocabulary.pad is None else vocabulary.pad
-    if vocabulary.pad is None and int(length_B.min()) < length:
+def _rows(length_B: Tensor, vocabulary: Vocabulary, fill: int | None = None) -> Tensor:
+    """int64 [B, 1 + S]: rows to write into, padded, and before the padding `fill` if it is given. Column 0 takes what
+    is not to be written."""
+    width = max(1, int(length_B.max()))
+    if vocabulary.pad is None and int(length_B.min()) < width:
         vocabulary.require("pad", "a batch of rows of different length")
-    return assembled_BS.masked_fill(torch.arange(length) >= length_B[:, None], pad_id)
+    if fill is None:
+        return torch.full((len(length_B), 1 + width), vocabulary.pad or 0)
+    return torch.where(torch.arange(1 + width) <= length_B[:, None], fill, vocabulary.pad or 0)
+
+
+def _write(ids_BT: Tensor, place_BT: Tensor, is_written_BT: Tensor, rows_BS: Tensor) -> Tensor:
+    """int64 [B, S]: the rows with the ids that are to be written at their places, which count from 1."""
+    return rows_BS.scatter_(1, place_BT * is_written_BT, ids_BT)[:, 1:].contiguous()
 
 
 def _with_decoder(shown_BS: Tensor, target_BS: Tensor, bos_id: int, vocabulary: Vocabulary) -> Batch:

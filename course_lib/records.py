@@ -5,6 +5,7 @@ A file holds lines of two kinds: a provenance, {"provenance": {...}, "id": "..."
 """
 
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -61,7 +62,11 @@ class Record:
         return sorted(found)
 
     def has(self, **keys: object) -> bool:
-        """Whether the measurement with this name, seed, step and metric is there already."""
+        """Whether the measurement with this name, seed, step and metric is there already.
+
+        Raises ValueError without one of KEYS.
+        """
+        _check_keys(keys)
         return tuple(keys[key] for key in KEYS) in self._known
 
     def add(self, *, value: float, **keys: object) -> None:
@@ -69,13 +74,14 @@ class Record:
 
         Raises ValueError for a value that is no finite number, or a row without one of KEYS.
         """
-        missing = [key for key in KEYS if key not in keys]
-        if missing:
-            raise ValueError(f"a row needs {missing[0]!r}: give {', '.join(KEYS)} and value")
+        _check_keys(keys)
+        if not math.isfinite(value):
+            raise ValueError(f"value is {value}: a row holds a finite number, look at the run that gave it")
+        row = {**keys, "value": float(value)}
+        json.dumps(row, allow_nan=False)  # refuses what cannot be written before anything is
         if self.has(**keys):
             return
-        row = json.dumps({**keys, "value": value, "by": self._sitting}, allow_nan=False)
-        append_line(self.path, row)
+        append_line(self.path, json.dumps({**row, "by": self._sitting}))
         self._known.add(tuple(keys[key] for key in KEYS))
 
     @cached_property
@@ -100,17 +106,25 @@ class Record:
         return number
 
 
+def _check_keys(keys: dict) -> None:
+    if missing := [key for key in KEYS if key not in keys]:
+        raise ValueError(f"a row needs {missing[0]!r}: give {', '.join(KEYS)}")
+
+
 def _lines(path: Path) -> Iterator[dict]:
     lines = read_text(path).split("\n")
     for number, line in enumerate(lines, 1):
         if not line:
             continue
         try:
-            yield json.loads(line)
+            row = json.loads(line)
+            is_whole = isinstance(row, dict) and ("provenance" in row or {*KEYS, "value"} <= row.keys())
         except json.JSONDecodeError:
-            if number == len(lines):  # cut off by a crash: there is no line break behind it
-                return
-            raise ValueError(f"{path}, line {number}, is damaged: remove it and record it again") from None
+            is_whole = False
+        if is_whole:
+            yield row
+        elif number < len(lines):  # the last line has no line break behind it: cut off by a crash
+            raise ValueError(f"{path}, line {number}, is damaged: remove it and record it again")
 
 
 def _drop_cut_line(path: Path) -> None:

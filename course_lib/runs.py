@@ -2,6 +2,7 @@
 
 import io
 import itertools
+import json
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -31,6 +32,7 @@ class Laboratory:
 
     tokens: read by the model in all, per objective. probe_labels, probe_seeds: how many labelled reviews the frozen
     probe learns from, and how many samples of them are drawn.
+    Raises ValueError for an unknown objective, or a budget below one step.
     """
 
     objectives: tuple[str, ...] = ("causal", "masked", "permuted", "span", "infilled")
@@ -44,6 +46,16 @@ class Laboratory:
     probe_seeds: int = 5
     probe_tests: int = 2000
     config: TransformerConfig = field(default_factory=lambda: TransformerConfig(vocab_size=8192, max_len=160))
+
+    def __post_init__(self) -> None:
+        for objective in self.objectives:
+            _check_objective(objective)
+        if self.warmup < 1:
+            raise ValueError(f"warmup is {self.warmup}: the rate rises over at least 1 step")
+        if self.steps < 1:
+            raise ValueError(
+                f"tokens is {self.tokens}, less than one step of {self.batch_size} rows of {self.row_length}: give more"
+            )
 
     @property
     def steps(self) -> int:
@@ -61,7 +73,11 @@ class Laboratory:
         return self.peak_rate * min(1.0, (step + 1) / self.warmup) * decay
 
     def model(self, objective: str) -> LanguageModel:
-        """The freshly initialised model of an objective: positions as its layout has them."""
+        """The freshly initialised model of an objective: positions as its layout has them.
+
+        Raises ValueError for an unknown objective.
+        """
+        _check_objective(objective)
         positions = "learned" if objective in ("causal", "prefix") else "rotary"
         return new_model(MODEL_OF_OBJECTIVE[objective], self.config.with_(positions=positions), seed=self.seed)
 
@@ -151,7 +167,10 @@ def record_objectives(
     laboratory: Laboratory | None = None,
     progress: Callable[[str], None] = print,
 ) -> Path:
-    """Run the objective laboratory and write its rows; goes on where an earlier call was stopped."""
+    """Run the objective laboratory and write its rows; goes on where an earlier call was stopped.
+
+    Raises ValueError where the file was begun with other settings.
+    """
     lab = laboratory or Laboratory()
     about = {
         "laboratory": asdict(lab),
@@ -160,6 +179,7 @@ def record_objectives(
         "tokenizer_sha256": sha256_of(DATA_FOLDER / "tokenizer.json"),
     }
     record = Record(path, command="course record objectives", about=about)
+    _check_same_run(record, lab)
     probe = SentimentProbe(lab.probe_labels, lab.probe_seeds, lab.probe_tests)
     if not record.has(name="bag of words", seed=lab.probe_seeds - 1, step=0, metric=f"probe_{lab.probe_labels[-1]}"):
         _add_probe(record, "bag of words", 0, probe.bag_of_words())
@@ -185,9 +205,12 @@ def _record_objective(
 ) -> None:
     """Train one objective's model from rung to rung of the ladder; at each rung probe it, measure it, and save it, so
     that a recording that was stopped goes on from there."""
-    if record.has(name=objective, seed=lab.seed, step=lab.steps, metric="held_out"):
-        return
     state_path = record.path.parent / f".{record.path.stem}-{objective}.state"
+    if record.has(name=objective, seed=lab.seed, step=lab.steps, metric="held_out"):
+        state_path.unlink(missing_ok=True)
+        return
+    if not record.has(name=objective, seed=lab.seed, step=0, metric="held_out"):
+        state_path.unlink(missing_ok=True)  # of a record that was removed: each of its own states comes after this row
     model, dataset = lab.model(objective), lab.dataset(objective, packed)
     optimizer = make_optimizer(model)
     done = _restore(state_path, model, optimizer)
@@ -206,6 +229,24 @@ def _record_objective(
         record.add(name=objective, seed=lab.seed, step=end, metric="held_out", value=loss)
         _save(state_path, end, model, optimizer)
     state_path.unlink(missing_ok=True)
+
+
+def _check_objective(objective: str) -> None:
+    if objective not in MODEL_OF_OBJECTIVE:
+        raise ValueError(f"objective {objective!r} is unknown: choose one of {', '.join(MODEL_OF_OBJECTIVE)}")
+
+
+def _check_same_run(record: Record, lab: Laboratory) -> None:
+    """Refuses to mix rows of two experiments in one file; only the list of objectives may grow."""
+    wanted = json.loads(json.dumps(asdict(lab)))
+    for sitting in record.provenance() if record.path.exists() else []:
+        begun = sitting.get("laboratory", wanted)
+        if differing := [name for name in wanted if name != "objectives" and begun.get(name) != wanted[name]]:
+            name = differing[0]
+            raise ValueError(
+                f"{record.path} was begun with {name} {begun.get(name)}, and this laboratory has {wanted[name]}: "
+                "record it into another file"
+            )
 
 
 def _add_probe(record: Record, name: str, step: int, accuracies: dict[tuple[int, int], float]) -> None:

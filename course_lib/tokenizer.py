@@ -16,6 +16,8 @@ from tokenizers import Tokenizer as Backend
 from course_lib.files import read_text, write_atomically
 from course_lib.vocabulary import SENTINEL_TOKENS, SPECIAL_TOKENS, Vocabulary
 
+SLICE = 1024  # texts encoded at a time: the backend's own results take a hundred times the memory of the ids
+
 ROLES = {  # what each role is called in the vocabularies we meet: our own and BERT's share these names
     name.strip("[]").lower(): name for name in SPECIAL_TOKENS
 }
@@ -60,7 +62,9 @@ class Tokenizer:
         """
         texts = _list_of_texts(texts)
         self.backend.encode_special_tokens = not special
-        return [encoding.ids for encoding in self.backend.encode_batch_fast(texts, add_special_tokens=False)]
+        slices = (texts[start : start + SLICE] for start in range(0, len(texts), SLICE))
+        encode = self.backend.encode_batch_fast
+        return [encoding.ids for part in slices for encoding in encode(part, add_special_tokens=False)]
 
     def decode(self, ids: Iterable[int]) -> str:
         """The text of token ids; special tokens show by name.

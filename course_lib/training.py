@@ -4,6 +4,7 @@ The loss of a step is summed over all its targets and divided once by their numb
 micro-batches.    Axes: N a target, V the vocabulary.
 """
 
+import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -61,7 +62,7 @@ class _SummedCrossEntropy(torch.autograd.Function):
 def token_loss(logits_NV: Tensor, labels_N: Tensor) -> tuple[Tensor, int]:
     """Cross-entropy in nats, *summed* over the labels that are not IGNORE_INDEX, and their number.
 
-    Raises ValueError if the shapes do not fit.
+    Raises ValueError if the shapes do not fit, or a label lies outside the vocabulary.
 
     >>> total, count = token_loss(torch.zeros(3, 8), torch.tensor([1, IGNORE_INDEX, 2]))
     >>> round(total.item() / count, 4)  # ln 8
@@ -76,6 +77,10 @@ def token_loss(logits_NV: Tensor, labels_N: Tensor) -> tuple[Tensor, int]:
     count = int(is_target_N.sum())
     if count < len(labels_N):
         logits_NV, labels_N = logits_NV[is_target_N], labels_N[is_target_N]
+    is_outside_N = (labels_N < 0) | (labels_N >= logits_NV.shape[1])
+    if is_outside_N.any():
+        wrong = labels_N[is_outside_N][0].item()
+        raise ValueError(f"label {wrong} lies outside the {logits_NV.shape[1]} logits: use {IGNORE_INDEX} for none")
     return _SummedCrossEntropy.apply(logits_NV, labels_N), count
 
 
@@ -113,12 +118,18 @@ def step(
 
     clip: the largest norm of the gradient that is not scaled down. dtype: what autocast computes in (default: what
     pays on the model's device).
-    Raises ValueError without a target, FloatingPointError where loss or gradient is not finite; no weight has changed.
+    Raises ValueError without a target, or for a rate or clip that is none; FloatingPointError where loss or gradient is
+    not finite. No weight has changed then.
     """
+    if not 0.0 <= rate < math.inf:
+        raise ValueError(f"rate is {rate}: give a learning rate of at least 0, such as 1e-3")
+    if not clip > 0:
+        raise ValueError(f"clip is {clip}: give the largest norm of a gradient, above 0 (math.inf for none)")
     targets = sum(int(batch.is_target_BL.sum()) for batch in micro_batches)
     if targets == 0:
         raise ValueError("the batch has no target: raise the share of tokens to be predicted, or give longer rows")
     device = next(model.parameters()).device
+    optimizer.zero_grad()  # what an interrupted step has left
     loss = 0.0
     for batch in micro_batches:
         with autocast(device, dtype):
@@ -126,7 +137,7 @@ def step(
         (total / targets).backward()
         loss += total.item() / targets
     norm = nn.utils.clip_grad_norm_(model.parameters(), clip).item()
-    if not (torch.isfinite(torch.tensor(loss)) and torch.isfinite(torch.tensor(norm))):
+    if not (math.isfinite(loss) and math.isfinite(norm)):
         optimizer.zero_grad()
         raise FloatingPointError(f"loss {loss} with gradient norm {norm}: lower the rate or look at the batch")
     for group in optimizer.param_groups:
@@ -152,19 +163,25 @@ def train(
 
     batches: one batch a step, in order. rate: a number, or a function of the step counted from 0. start, tokens: what
     has been done already, where a run goes on.
-    Raises ValueError for fewer than 1 step; FloatingPointError naming the step where the loss is not finite.
+    Raises ValueError for fewer than 1 step, or where the batches end before the steps; FloatingPointError naming the
+    step (counted from 1, as in the records) where the loss is not finite.
     """
     if steps < 1:
         raise ValueError(f"steps is {steps}: take at least 1")
     model.train()
     optimizer = optimizer or make_optimizer(model)
-    for number, batch in zip(range(start, start + steps), batches, strict=False):
+    coming = iter(batches)
+    for number in range(start, start + steps):
+        if (batch := next(coming, None)) is None:
+            raise ValueError(
+                f"the batches ended after {number - start} of {steps} steps: give as many, or a dataset without end"
+            )
         began = time.perf_counter()
         now = rate(number) if callable(rate) else rate
         try:
             loss, targets, norm = step(model, optimizer, [batch], rate=now, clip=clip, dtype=dtype)
         except FloatingPointError as error:
-            raise FloatingPointError(f"step {number}: {error}") from None
+            raise FloatingPointError(f"step {number + 1}: {error}") from None
         tokens += batch.input_ids_BT.numel()
         yield StepRecord(number + 1, tokens, targets, loss, now, norm, time.perf_counter() - began)
 
@@ -178,11 +195,13 @@ def held_out_loss(model: LanguageModel, batches: Iterable[Batch], *, dtype: torc
     was_training = model.training
     model.eval()
     loss, targets = 0.0, 0
-    with torch.no_grad(), autocast(device, dtype):
-        for batch in batches:
-            total, count = batch_loss(model, batch.to(device))
-            loss, targets = loss + total.item(), targets + count
-    model.train(was_training)
+    try:
+        with torch.no_grad(), autocast(device, dtype):
+            for batch in batches:
+                total, count = batch_loss(model, batch.to(device))
+                loss, targets = loss + total.item(), targets + count
+    finally:
+        model.train(was_training)
     if targets == 0:
         raise ValueError("the batches have no target: give batches with something to predict")
     return loss / targets

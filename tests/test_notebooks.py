@@ -7,6 +7,8 @@ import build_notebooks
 import nbformat
 import pytest
 
+from course_lib.lab import CourseFolder
+
 NOTEBOOKS = Path(build_notebooks.__file__).parents[1] / "notebooks"
 LEARNERS = sorted(NOTEBOOKS.glob("*.ipynb"))
 ALL = [*LEARNERS, *sorted(NOTEBOOKS.glob("solutions/*.ipynb"))]
@@ -37,15 +39,16 @@ def test_sources_and_notebooks_agree():
 )
 def test_a_changed_cell_is_reported(tmp_path, spoil, reported):
     """Negative control, on a copy."""
-    copy = shutil.copytree(NOTEBOOKS, tmp_path / "notebooks")
-    path = copy / LEARNERS[0].name
-    notebook = nbformat.read(path, as_version=4)
+    copy = shutil.copytree(NOTEBOOKS / "src", tmp_path / "notebooks" / "src").parent
+    chapter = build_notebooks.chapters_in(copy)[0]
+    build_notebooks.build(chapter, CourseFolder(tmp_path), executed=False)
+    assert list(build_notebooks.differences(copy, [chapter])) == []
+    notebook = nbformat.read(chapter.learner_path, as_version=4)
     spoil(notebook)
-    nbformat.write(notebook, path)
-    found = list(build_notebooks.differences(copy))
-    assert len(found) == 1
-    assert LEARNERS[0].name in found[0]
-    assert reported in found[0]
+    nbformat.write(notebook, chapter.learner_path)
+    (found,) = build_notebooks.differences(copy, [chapter])
+    assert found.startswith(chapter.learner_path.name)
+    assert reported in found
 
 
 @pytest.mark.parametrize("path", LEARNERS, ids=lambda path: path.stem)

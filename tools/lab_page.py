@@ -35,7 +35,8 @@ KERNEL_IDLE = f"""() => {{ {CURRENT}
     const kernel = panel?.sessionContext?.session?.kernel;
     const isThere = !!kernel && panel.context.isReady && kernel.connectionStatus === 'connected';
     return isThere && kernel.status === 'idle'; }}"""
-RUN_ALL = "() => window.jupyterapp.commands.execute('notebook:run-all-cells')"
+RUN_ALL = """() => { window.isDone = false;
+    window.jupyterapp.commands.execute('notebook:run-all-cells').finally(() => { window.isDone = true; }); }"""
 ASK = f"""async (code) => {{ {CURRENT}
     const request = panel.sessionContext.session.kernel.requestExecute({{code, store_history: false}});
     let said = '';
@@ -90,12 +91,11 @@ class ChapterPage:
     lab: RunningLab
     faults: Faults
 
-    def run_all(self, timeout: float = 300) -> None:
-        """Run All, and wait until every cell is done; `timeout` in seconds."""
-        self.page.set_default_timeout(1000 * timeout)
+    def run_all(self, timeout: float = 600) -> None:
+        """Run All, and wait until the last cell is done or the first has failed, `timeout` seconds at most."""
         self.page.evaluate(RUN_ALL)
-        self.wait_until_idle(timeout)
-        self.page.set_default_timeout(30_000)
+        self.page.wait_for_function("() => window.isDone", timeout=1000 * timeout)
+        self.wait_until_idle()
 
     def wait_until_idle(self, timeout: float = 60) -> None:
         self.page.wait_for_function(KERNEL_IDLE, timeout=1000 * timeout)

@@ -20,11 +20,13 @@ from course_lib.plots.theme import (
     Role,
     axes_at,
     colour_of,
+    cut,
     hidden_words,
     png,
     show,
     text_width,
     themed,
+    visible,
     write,
 )
 from course_lib.plots.tokens import (
@@ -61,6 +63,7 @@ __all__ = [
     "Visibility",
     "axes_at",
     "colour_of",
+    "cut",
     "draw_bars",
     "draw_curves",
     "draw_histogram",
@@ -81,5 +84,6 @@ __all__ = [
     "show",
     "text_width",
     "themed",
+    "visible",
     "write",
 ]

@@ -51,7 +51,7 @@ def paint_shares(figure: Figure, shares: Mapping[str, float], left: float, top: 
         canvas.add(Line2D([x, x], [BAR, BAR + 4], color=GREY, linewidth=0.8))
         canvas.write(x, BAR + 12, f"{tick}%", ha="center", fontsize=9)
     legend = [(f"{looks[name].meaning} {share:.1%}", looks[name]) for name, share in shares.items()]
-    paint_token_legend(figure, legend, left, top + BAR + 24)
+    paint_token_legend(figure, legend, left, top + BAR + 24, width)
 
 
 def draw_shares(shares: Mapping[str, float], *, width: float = 7.0) -> Figure:
@@ -183,7 +183,7 @@ def draw_curves(
     columns = max(1, int((wide - 60) // (max(text_width(entry.get_label()) for entry in entries) + 52)))
     columns = -(-len(entries) // -(-len(entries) // columns))  # as few as the same number of rows needs
     below = 42 + 18 * -(-len(entries) // columns)
-    right = max((text_width(name) for name in references), default=0) + 16
+    right = max((text_width(name) for name in references), default=0) + 22
     figure = Figure(figsize=size)
     axes = axes_at(figure, 52, 10, wide - 52 - right, high - 10 - below)
     for name, curve in series.items():

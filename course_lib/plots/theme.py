@@ -140,7 +140,7 @@ class Canvas:
     def write(self, x: float, y: float, words: str, **style: Any) -> None:
         """Words at a point: by default from there on, vertically centred."""
         settings = {"va": "center_baseline", "fontsize": FONT, "color": INK, "family": FONT_FAMILY, **style}
-        self.figure.text(x, y, words, transform=self.transform, parse_math=False, **settings)
+        self.figure.text(x, y, drawable(words), transform=self.transform, parse_math=False, **settings)
 
     def write_all(
         self,
@@ -181,14 +181,14 @@ def text_width(text: str, *, size: float = FONT, bold: bool = False) -> float:
     True
     """
     font = font_manager.FontProperties(family=FONT_FAMILY, weight="bold" if bold else "normal", size=size)
-    return text_to_path.get_text_width_height_descent(text, font, ismath=False)[0]
+    return text_to_path.get_text_width_height_descent(drawable(text), font, ismath=False)[0]
 
 
 @cache
 def _outline(text: str, size: float) -> tuple[np.ndarray, np.ndarray]:
     """A text's letters as a path in points, y downwards: corners [N, 2] and matplotlib's codes [N]."""
     font = font_manager.FontProperties(family=FONT_FAMILY, size=size)
-    corners, codes = text_to_path.get_text_path(font, text, ismath=False)
+    corners, codes = text_to_path.get_text_path(font, drawable(text), ismath=False)
     scale = size / text_to_path.FONT_SCALE
     return np.reshape(corners, (-1, 2)) * [scale, -scale], np.asarray(codes, Path.code_type)
 
@@ -201,7 +201,26 @@ def visible(token: str) -> str:
     ('film', '␣', '↵')
     """
     text = token.strip(" ").replace("\n", "↵").replace("\t", "⇥") or "␣"
-    return "".join(char if ord(char) in _glyphs() else "□" for char in text)
+    return drawable(text)
+
+
+@cache
+def drawable(words: str) -> str:
+    """Words with a square for each character that the font does not have.
+
+    >>> drawable("película 日本")
+    'película □□'
+    """
+    return "".join(char if ord(char) in _glyphs() else "□" for char in words)
+
+
+@cache
+def cut(token: str, room: float) -> str:
+    """A token as it shows, its end cut off where it is wider than `room` points."""
+    text = visible(token)
+    if text_width(text) <= room:
+        return text
+    return next((text[:n] + "…" for n in range(len(text), 0, -1) if text_width(text[:n] + "…") <= room), "…")
 
 
 @cache

@@ -2,13 +2,12 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import cache
 
 from matplotlib.collections import PathCollection
 from matplotlib.figure import Figure
 from matplotlib.path import Path
 
-from course_lib.plots.theme import ROLES, Canvas, Role, text_width, visible
+from course_lib.plots.theme import ROLES, Canvas, Role, cut, text_width, visible
 
 BOX, LINE, LEGEND = 17.0, 23.0, 24.0  # heights in points: of a box, of a line, of the legend
 GAP, GLUE, PADDING = 6.0, 2.5, 4.0  # points: between words, between parts of one word, inside a box
@@ -82,7 +81,7 @@ def lay_out_tokens(
 def exchange_tokens(layout: TokenLayout, tokens: Sequence[str], roles: Sequence[str]) -> TokenLayout:
     """The same places with other tokens in them; one that is too wide for its place loses its end."""
     boxes = [
-        (x, y, wide, _cut(visible(token), wide - PADDING), role)
+        (x, y, wide, cut(token, wide - PADDING), role)
         for (x, y, wide, _, _), token, role in zip(layout.boxes, tokens, roles, strict=True)
     ]
     return replace(layout, boxes=boxes)
@@ -96,12 +95,20 @@ def paint_tokens(figure: Figure, layout: TokenLayout, left: float, top: float) -
         canvas.write(0, y + BOX / 2 + 0.5, label, fontweight="bold")
 
 
-def paint_token_legend(figure: Figure, entries: Sequence[tuple[str, Role]], left: float, top: float) -> None:
-    """Draw words in boxes of their own role, in one line LEGEND points high."""
-    boxes, x = [], 0.0
-    for words, role in entries:
-        boxes.append((x, 3.0, _box_width(words), words, role))
-        x += _box_width(words) + 10
+def legend_height(entries: Sequence[tuple[str, Role]], width: float) -> float:
+    """Points that a legend of these words takes when wrapped at `width` points."""
+    return LEGEND * max(1, len(_legend_lines(entries, width)))
+
+
+def paint_token_legend(
+    figure: Figure, entries: Sequence[tuple[str, Role]], left: float, top: float, width: float = 1e9
+) -> None:
+    """Draw words in boxes of their own role, in lines LEGEND points high, wrapped at `width` points."""
+    boxes = [
+        (x, 3.0 + LEGEND * n, _box_width(entries[i][0]), *entries[i])
+        for n, line in enumerate(_legend_lines(entries, width))
+        for i, x in line
+    ]
     _paint(Canvas(figure, left, top), boxes)
 
 
@@ -112,22 +119,15 @@ def draw_token_rows(rows: Sequence[TokenRow], *, aligned: bool = False, width: f
     Raises ValueError if there are no rows, or aligned rows differ in length.
 
     >>> row = TokenRow("reads", ["a", " good", "[MASK]"], ["context", "context", "hidden"])
-    >>> draw_token_rows([row], width=6).get_figwidth()
+    >>> float(draw_token_rows([row], width=6).get_figwidth())
     6.0
     """
     layout = lay_out_tokens(rows, width * 72 - 12, aligned=aligned)
-    figure = Figure(figsize=(width, (layout.height + LEGEND + 6) / 72))
-    paint_tokens(figure, layout, 6, 3)
     legend = [(ROLES[role].meaning, ROLES[role]) for role in layout.roles]
-    paint_token_legend(figure, legend, 6, layout.height + 4)
+    figure = Figure(figsize=(width, (layout.height + legend_height(legend, layout.width) + 6) / 72))
+    paint_tokens(figure, layout, 6, 3)
+    paint_token_legend(figure, legend, 6, layout.height + 4, layout.width)
     return figure
-
-
-@cache
-def _cut(text: str, room: float) -> str:
-    if text_width(text) <= room:
-        return text
-    return next((text[:n] + "…" for n in range(len(text), 0, -1) if text_width(text[:n] + "…") <= room), "…")
 
 
 def _box_width(token: str) -> float:
@@ -141,6 +141,10 @@ def _starts_word(row: TokenRow) -> list[bool]:
         not is_spaced or token[:1].isspace() or role in NEVER_GLUED
         for token, role in zip(row.tokens, row.roles, strict=True)
     ]
+
+
+def _legend_lines(entries: Sequence[tuple[str, Role]], width: float) -> list[list[tuple[int, float]]]:
+    return list(_lines([_box_width(words) + 4 for words, _ in entries], [True] * len(entries), width))
 
 
 def _lines(widths: list[float], starts_word: list[bool], room: float) -> Iterator[list[tuple[int, float]]]:

@@ -13,6 +13,9 @@ from course_lib.plots.theme import BLUE, INK, ORANGE, PALE, VERMILLION, Canvas, 
 CELL, LEGEND, SMALL = 15.0, 24.0, 9.0  # points: side of a cell, height of the legend, size of the names
 
 
+MEANING = ("row may look at column", "may not")
+
+
 @dataclass(frozen=True)
 class Visibility:
     """A matrix of who looks (rows) at whom (columns), bool [Q, K]. is_target: which rows have to predict something.
@@ -87,9 +90,11 @@ def paint_visibility(figure: Figure, view: Visibility, left: float, top: float, 
     canvas.add(Line2D(np.full(len(marked), -7.0), (marked + 0.5) * cell, linestyle="none", **mark))
 
 
-def paint_visibility_legend(figure: Figure, views: Sequence[Visibility], left: float, top: float) -> None:
+def paint_visibility_legend(
+    figure: Figure, views: Sequence[Visibility], left: float, top: float, meaning: tuple[str, str] = MEANING
+) -> None:
     """Say in one line, LEGEND points high, what the cells and marks of these matrices mean."""
-    entries = [("s", BLUE, "row may look at column"), ("s", PALE, "may not")]
+    entries = [("s", BLUE, meaning[0]), ("s", PALE, meaning[1])]
     if any(view.is_target is not None and any(view.is_target) for view in views):
         entries.append(("D", ORANGE, "has to predict"))
     if any(view.withheld_QK is not None and np.any(view.withheld_QK) for view in views):
@@ -132,8 +137,8 @@ def draw_two_streams(
     return draw_visibilities([content, query])
 
 
-def draw_visibilities(views: Sequence[Visibility]) -> Figure:
-    """Several matrices side by side, with one legend."""
+def draw_visibilities(views: Sequence[Visibility], *, meaning: tuple[str, str] = MEANING) -> Figure:
+    """Several matrices side by side, with one legend. meaning: of a cell that is True, and of one that is not."""
     sizes = [view.size() for view in views]
     width = max(sum(wide + 24 for wide, _ in sizes), 470)
     height = max(high for _, high in sizes) + LEGEND + 8
@@ -142,5 +147,5 @@ def draw_visibilities(views: Sequence[Visibility]) -> Figure:
     for view, (wide, _) in zip(views, sizes, strict=True):
         paint_visibility(figure, view, x, 4)
         x += wide + 24
-    paint_visibility_legend(figure, views, 8, height - LEGEND - 2)
+    paint_visibility_legend(figure, views, 8, height - LEGEND - 2, meaning)
     return figure

@@ -3,6 +3,7 @@
 import html
 import traceback
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import PurePath
 from typing import Any
 
 import ipywidgets as widgets
@@ -34,7 +35,7 @@ class Explorer(widgets.VBox):
         self.image.layout.max_width = "100%"
         self._compute, self._draw, self._describe = compute, draw, describe
         for control in controls.values():
-            if isinstance(control, (widgets.Button,)):
+            if isinstance(control, widgets.Button):
                 control.on_click(self.redraw)
             else:
                 control.observe(self.redraw, names="value")
@@ -84,8 +85,11 @@ def bind(
 
 
 def error_banner(error: BaseException) -> str:
-    """HTML that says what went wrong: the message, and folded below it the last line of code that ran."""
-    where = "".join(traceback.format_exception(error, limit=-1))
+    """HTML that says what went wrong: the message, and folded below it the line of code that raised it."""
+    frames = traceback.extract_tb(error.__traceback__)
+    where = (
+        f"{PurePath(frames[-1].filename).name}, line {frames[-1].lineno}: {frames[-1].line}" if frames else "unknown"
+    )
     return (
         '<div role="alert" style="border-left:4px solid #D55E00;padding:4px 10px;background:#fff3ec;color:#222">'
         f"<b>{html.escape(type(error).__name__)}:</b> {html.escape(str(error))}"
@@ -167,6 +171,28 @@ def _verdict(value: Any, result: Any, near: float | None) -> str:
         return ", and that is right"
     side = "too low" if value < result else "too high"
     return f", which is near but {side}" if distance <= 3 * near else f", which is {side}"
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> Markdown:
+    """A table for a notebook; cells are shown as text.
+
+    Raises ValueError for a row of another length than the header.
+
+    >>> print(table(["objective", "loss"], [["causal", 4.5]]).data)
+    | objective | loss |
+    |---|---|
+    | causal | 4.5 |
+    """
+    for row in rows:
+        if len(row) != len(header):
+            raise ValueError(f"row {row} has {len(row)} cells and the header {len(header)}: give one each")
+    lines = [header, ["---"] * len(header), *rows]
+    written = (["---" if cell == "---" else str(cell).replace("|", "\\|") for cell in line] for line in lines)
+    return Markdown(
+        "\n".join(
+            "|" + "|".join(cells) + "|" if "---" in cells else "| " + " | ".join(cells) + " |" for cells in written
+        )
+    )
 
 
 def sweep(box: widgets.Box) -> int:

@@ -14,7 +14,7 @@ from course_lib.data import OBJECTIVES
 from course_lib.plots import TokenLayout, Visibility
 from course_lib.tokenizer import Tokenizer
 from course_lib.widgets.binder import Explorer, bind
-from course_lib.widgets.tasks import ObjectiveView, compute_objective, encode
+from course_lib.widgets.tasks import DRAWS, ObjectiveView, compute_objective, encode
 
 WIDTH = 8.5 * 72  # points
 TASKS = ("causal", "masked", "permuted", "span", "infilled")
@@ -36,9 +36,7 @@ def draw_objective(view: ObjectiveView) -> Figure:
     high = 46 + tokens_high + max(matrix.size(cell)[1] for matrix in view.matrices) + 34
     figure = Figure(figsize=(WIDTH / 72, high / 72))
     plots.write(figure, 8, 2, f"{view.objective}: {MEANINGS[view.objective]}")
-    asked = (
-        f"{view.targets_per_hundred:.0f} targets per hundred tokens ({view.n_targets} for {view.n_counted} of the text)"
-    )
+    asked = f"{view.targets_per_hundred:.0f} targets per hundred tokens of text (mean of {DRAWS} draws)"
     plots.write(figure, 8, 20, asked, bold=False)
     y = 46.0
     for layout in layouts:
@@ -133,7 +131,7 @@ def _controls(text: str | None) -> dict[str, widgets.Widget]:
         description="objective",
         tooltip="what the model is asked to do",
         tooltips=[MEANINGS[name] for name in OBJECTIVES],
-        style={"button_width": "5.5em"},
+        style={"button_width": "6.5em"},
     )
     controls["prob"] = widgets.FloatSlider(
         value=0.15,

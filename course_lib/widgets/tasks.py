@@ -19,7 +19,7 @@ from course_lib.tokenizer import Tokenizer
 from course_lib.vocabulary import IGNORE_INDEX, Vocabulary
 from course_lib.widgets.masking import roles_of
 
-SHOWN, COUNTED = 16, 120  # tokens that are shown; tokens over which the targets are counted
+SHOWN, COUNTED, DRAWS = 16, 120, 32  # tokens shown; tokens, and draws of each, over which the targets are counted
 NO_TARGET = "·"
 
 Rows = tuple[tuple[TokenRow, ...], ...]
@@ -30,7 +30,7 @@ class ObjectiveView:
     """An objective applied to a text, as plain lists and arrays.
 
     blocks: rows of tokens; rows of one block share their columns. matrices: who may look at whom.
-    n_targets, n_counted: predictions asked for, and tokens of text that they were drawn from.
+    n_targets, n_counted: predictions asked for over DRAWS draws, and tokens of text that they were drawn from.
     """
 
     objective: str
@@ -45,20 +45,20 @@ class ObjectiveView:
 
 
 def corrupt(
-    ids_T: Tensor, vocabulary: Vocabulary, objective: str, *, prob: float, mean_span: float, seed: int
+    input_ids_BT: Tensor, vocabulary: Vocabulary, objective: str, *, prob: float, mean_span: float, seed: int
 ) -> Batch:
-    """One text as a batch of one row. prob: the share that is masked, removed or predicted; for a prefix LM the share
-    behind the prefix; a causal model predicts everything.
+    """The objective's batch. prob: the share that is masked, removed or predicted; for a prefix LM the share behind the
+    prefix; a causal model predicts everything.
 
     Raises ValueError for an unknown objective, and as the objective's function does.
     """
     if objective not in OBJECTIVES:
         raise ValueError(f"objective {objective!r} is unknown: choose one of {', '.join(OBJECTIVES)}")
-    input_ids_BT, generator = ids_T[None], seeded(seed)
     if objective == "causal":
         return objectives.causal(input_ids_BT, vocabulary)
+    n_rows, length = input_ids_BT.shape
     if objective == "prefix":
-        prefix_length_B = torch.tensor([round((1 - prob) * len(ids_T))])
+        prefix_length_B = torch.full((n_rows,), round((1 - prob) * length))
         return objectives.prefix_lm(input_ids_BT, vocabulary, prefix_length_B=prefix_length_B)
     options = {
         "masked": {"mask_prob": prob},
@@ -66,13 +66,13 @@ def corrupt(
         "span": {"noise_density": prob, "mean_span": mean_span},
         "infilled": {"noise_density": prob, "mean_span": mean_span},
     }[objective]
-    return OBJECTIVES[objective](input_ids_BT, vocabulary, generator=generator, **options)
+    return OBJECTIVES[objective](input_ids_BT, vocabulary, generator=seeded(seed), **options)
 
 
 def compute_objective(
     ids_T: Tensor, tokenizer: Tokenizer, objective: str, *, prob: float = 0.15, mean_span: float = 3.0, seed: int = 0
 ) -> ObjectiveView:
-    """Apply an objective to the first SHOWN tokens of a text to look at, and to the first COUNTED to count.
+    """Apply an objective to the first SHOWN tokens of a text to look at, and DRAWS times to the first COUNTED to count.
 
     ids_T: int64 [T], without special tokens. Raises ValueError for fewer than 2 tokens, and as `corrupt` does.
     """
@@ -81,12 +81,12 @@ def compute_objective(
     vocabulary = tokenizer.vocabulary
     settings = {"prob": prob, "mean_span": mean_span, "seed": seed}
     with threads(1):
-        batch = corrupt(ids_T[:SHOWN], vocabulary, objective, **settings)
-        counted = corrupt(ids_T[:COUNTED], vocabulary, objective, **settings)
+        batch = corrupt(ids_T[None, :SHOWN], vocabulary, objective, **settings)
+        counted_BT = ids_T[:COUNTED].expand(DRAWS, -1)
+        n_targets = int(corrupt(counted_BT, vocabulary, objective, **settings).is_target_BL.sum())
     show = _show_pair if batch.decoder_input_ids_BS is None else _show_encoder_decoder
     blocks, matrices = show(ids_T[:SHOWN], batch, tokenizer, objective)
-    n_targets = int(counted.is_target_BL.sum())
-    return ObjectiveView(objective, blocks, matrices, n_targets, len(ids_T[:COUNTED]))
+    return ObjectiveView(objective, blocks, matrices, n_targets, counted_BT.numel())
 
 
 def encode(text: str, tokenizer: Tokenizer) -> Tensor:
