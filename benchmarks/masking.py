@@ -21,7 +21,7 @@ from course_lib.runtime import seeded, threads
 from course_lib.tokenizer import Tokenizer
 
 ROWS, LENGTH = 64, 512
-REPEATS = 15
+REPEATS = 40
 ROLES = ("pad", "unk", "bos", "eos", "cls", "sep", "mask")
 
 

@@ -12,7 +12,7 @@ import pytest
 import torch
 from oracles import fits, same_distribution, within_binomial
 
-from course_lib import objectives
+from course_lib import spans
 from course_lib.objectives import Batch, causal, infilled, masked, permuted, prefix_lm, restore_spans, span_corrupted
 from course_lib.runtime import seeded
 from course_lib.vocabulary import IGNORE_INDEX, Vocabulary
@@ -443,7 +443,7 @@ def never_empty(n_B, mean, generator):
 
 
 def test_lengths_of_infilled_spans_follow_poisson():
-    assert lengths_are_poisson(objectives._poisson_lengths)
+    assert lengths_are_poisson(spans.poisson_lengths)
 
 
 @pytest.mark.parametrize("mutant", [of_rate(2.9), geometric, never_empty], ids=["2.9", "geometric", "never empty"])
@@ -453,14 +453,14 @@ def test_the_check_above_refuses_lengths_by(mutant):
 
 def test_lengths_cover_the_noise_even_if_every_draw_is_empty(monkeypatch):
     monkeypatch.setattr(torch, "poisson", lambda rate, generator: torch.zeros_like(rate))
-    length_BN, n_spans_B = objectives._poisson_lengths(torch.tensor([0, 1, 40]), LAMBDA, seeded(9))
+    length_BN, n_spans_B = spans.poisson_lengths(torch.tensor([0, 1, 40]), LAMBDA, seeded(9))
     assert length_BN.sum(1).tolist() == [0, 1, 40]
     assert n_spans_B.tolist() == [0, length_BN.shape[1], length_BN.shape[1]]
 
 
 @pytest.mark.parametrize("n_noise", [0, 1, 7, 150])
 def test_lengths_cover_the_noise_exactly_and_their_number_counts_the_empty_ones(n_noise):
-    length_BN, n_spans_B = objectives._poisson_lengths(torch.tensor([n_noise] * 200), LAMBDA, seeded(9))
+    length_BN, n_spans_B = spans.poisson_lengths(torch.tensor([n_noise] * 200), LAMBDA, seeded(9))
     assert length_BN.sum(1).eq(n_noise).all()
     for lengths, n_spans in zip(length_BN.tolist(), n_spans_B.tolist(), strict=True):
         assert not any(lengths[n_spans:])

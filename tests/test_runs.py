@@ -1,6 +1,7 @@
 """A whole recording, small: stopped and resumed it gives the rows of an undisturbed one."""
 
 import datetime
+import itertools
 import os
 import random
 from dataclasses import replace
@@ -292,10 +293,30 @@ RECORD = runs.RECORDS_FOLDER / "objectives.jsonl"
 TOLERANCE = 1e-4
 
 
-@pytest.mark.slow
-@pytest.mark.skipif(
+recorded_already = pytest.mark.skipif(
     not RECORD.exists(), reason="data/records/objectives.jsonl is not recorded yet: course record objectives"
 )
+
+
+def are_one_curve(some, other) -> bool:
+    """Whether one is the other moved up or down: two runs never keep their distance through hundreds of steps."""
+    apart = [value - other[step] for step, value in some.items()]
+    return max(apart) - min(apart) < 1e-3
+
+
+@recorded_already
+def test_every_objective_of_the_record_has_a_curve_of_its_own():
+    losses = [
+        dict(Record(RECORD).values("loss", name=name, seed=0))
+        for name in sorted({row["name"] for row in Record(RECORD).rows() if row["metric"] == "loss"})
+    ]
+    assert not any(are_one_curve(some, other) for some, other in itertools.combinations(losses, 2))
+    moved = {step: value + 0.2 for step, value in losses[0].items()}
+    assert are_one_curve(moved, losses[0])  # the control: a stand-in made from another objective's rows
+
+
+@pytest.mark.slow
+@recorded_already
 def test_a_row_of_the_record_drawn_today_is_made_again(monkeypatch):
     monkeypatch.setattr(data, "training_texts", ALL_TRAINING_TEXTS)
     about = Record(RECORD).provenance()[0]["laboratory"]
