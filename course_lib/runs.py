@@ -30,8 +30,9 @@ RECORDS_FOLDER = DATA_FOLDER / "records"
 class Laboratory:
     """One experiment for every objective: the same text, rows, width, number of blocks, optimiser and token budget.
 
-    tokens: read by the model in all, per objective. probe_labels, probe_seeds: how many labelled reviews the frozen
-    probe learns from, and how many samples of them are drawn.
+    tokens: read by the model in all, per objective. rates: peak learning rates of objectives that do not bear the
+    common one (at 1e-3 the encoder of span corruption collapses: `record_span_collapse`). probe_labels, probe_seeds:
+    how many labelled reviews the frozen probe learns from, and how many samples of them are drawn.
     Raises ValueError for an unknown objective, or a budget below one step.
     """
 
@@ -40,6 +41,7 @@ class Laboratory:
     row_length: int = 128
     batch_size: int = 32
     peak_rate: float = 1e-3
+    rates: dict[str, float] = field(default_factory=lambda: {"span": 3e-4})
     warmup: int = 100
     seed: int = 0
     probe_labels: tuple[int, ...] = (100, 500, 2000)
@@ -72,6 +74,11 @@ class Laboratory:
         decay = 1.0 if step < decay_from else 1 - 0.9 * (step - decay_from) / (self.steps - decay_from)
         return self.peak_rate * min(1.0, (step + 1) / self.warmup) * decay
 
+    def rate_of(self, objective: str) -> Callable[[int], float]:
+        """The schedule of one objective: `rate`, scaled to its own peak where it has one."""
+        scale = self.rates.get(objective, self.peak_rate) / self.peak_rate
+        return lambda step: scale * self.rate(step)
+
     def model(self, objective: str) -> LanguageModel:
         """The freshly initialised model of an objective: positions as its layout has them.
 
@@ -87,7 +94,7 @@ class Laboratory:
 
     def live(self, objective: str, packed: Packed, *, steps: int) -> Iterator[StepRecord]:
         """The first steps of the recorded run, on this machine."""
-        return train(self.model(objective), self.dataset(objective, packed), steps=steps, rate=self.rate)
+        return train(self.model(objective), self.dataset(objective, packed), steps=steps, rate=self.rate_of(objective))
 
 
 def training_rows(length: int = 128, *, split: str = "train", documents: int | None = None) -> Packed:
@@ -191,7 +198,18 @@ def record_objectives(
     return path
 
 
-RECORDERS: dict[str, Callable[..., Path]] = {"tokenizer": record_tokenizer, "objectives": record_objectives}
+def record_span_collapse(*, progress: Callable[[str], None] = print) -> Path:
+    """Span corruption at the rate that the other objectives bear: its loss falls, and its encoder learns nothing."""
+    at_common_rate = Laboratory(objectives=("span",), rates={})
+    path = RECORDS_FOLDER / "span_collapse.jsonl"
+    return record_objectives(path=path, laboratory=at_common_rate, progress=progress)
+
+
+RECORDERS: dict[str, Callable[..., Path]] = {
+    "tokenizer": record_tokenizer,
+    "objectives": record_objectives,
+    "span_collapse": record_span_collapse,
+}
 
 
 def _record_objective(
@@ -219,7 +237,9 @@ def _record_objective(
             continue
         batches = (dataset.batch(k) for k in itertools.count(begin))
         if end > begin:
-            for row in train(model, batches, steps=end - begin, rate=lab.rate, optimizer=optimizer, start=begin):
+            for row in train(
+                model, batches, steps=end - begin, rate=lab.rate_of(objective), optimizer=optimizer, start=begin
+            ):
                 if row.step <= 40 or row.step % 10 == 0:
                     record.add(name=objective, seed=lab.seed, step=row.step, metric="loss", value=row.loss)
                 if row.step % 100 == 0:
@@ -241,7 +261,7 @@ def _check_same_run(record: Record, lab: Laboratory) -> None:
     wanted = json.loads(json.dumps(asdict(lab)))
     for sitting in record.provenance() if record.path.exists() else []:
         begun = sitting.get("laboratory", wanted)
-        if differing := [name for name in wanted if name != "objectives" and begun.get(name) != wanted[name]]:
+        if differing := [n for n in wanted if n != "objectives" and begun.get(n, wanted[n]) != wanted[n]]:
             name = differing[0]
             raise ValueError(
                 f"{record.path} was begun with {name} {begun.get(name)}, and this laboratory has {wanted[name]}: "

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections import Counter
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -42,6 +43,7 @@ VOCABULARY = Vocabulary(size=400, pad=0, unk=1, bos=2, eos=3, cls=4, sep=5, mask
 # ---------------------------------------------------------------- one text, one identity, one split
 
 
+@cache
 def raw_rows() -> list[dict[str, str]]:
     return list(csv.DictReader(io.StringIO(read_text(data.corpus_path()), newline="")))
 
@@ -356,11 +358,38 @@ def test_another_seed_or_another_number_gives_another_batch(objective):
     assert not same(one.batch(0), replace(one, seed=6).batch(0))
 
 
-def test_the_same_rows_are_corrupted_anew_in_each_epoch():
-    whole = dataset(batch_size=len(PACKED.ids_NT))
-    first, second = whole.batch(0), whole.batch(1)
-    back = [torch.argsort(whole.rows(k)) for k in range(2)]
-    assert not torch.equal(first.labels_BL[back[0]], second.labels_BL[back[1]])
+def every_batch_has_a_generator_of_its_own(kind) -> bool:
+    """Over epochs and seeds: else the same places would be asked about again and again."""
+    generators = []
+
+    class Watched(kind):
+        def corrupt(self, input_ids_BT, generator, **more):
+            generators.append(generator.initial_seed())
+            return super().corrupt(input_ids_BT, generator, **more)
+
+    for seed in range(3):
+        watched = Watched(PACKED, VOCABULARY, "masked", batch_size=20, seed=seed)
+        generators.pop()  # of the batch that is made at once, which comes again
+        for number in range(3 * watched.batches_per_epoch):
+            watched.batch(number)
+    return len(set(generators)) == len(generators) > 9
+
+
+class SameInEachEpoch(PretrainingDataset):
+    def batch(self, number):
+        generator = seeded(self.seed, number % self.batches_per_epoch, 1)
+        return self.corrupt(self.packed.ids_NT[self.rows(number)], generator)
+
+
+class SameForEachSeed(PretrainingDataset):
+    def batch(self, number):
+        return self.corrupt(self.packed.ids_NT[self.rows(number)], seeded(number, 1))
+
+
+def test_no_two_batches_are_corrupted_alike():
+    assert every_batch_has_a_generator_of_its_own(PretrainingDataset)
+    assert not every_batch_has_a_generator_of_its_own(SameInEachEpoch)
+    assert not every_batch_has_a_generator_of_its_own(SameForEachSeed)
 
 
 def visits_each_row_once_an_epoch(data_set, epochs=3) -> bool:

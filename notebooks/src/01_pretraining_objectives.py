@@ -303,7 +303,7 @@ live, models = {}, {}
 for name in tqdm(names, desc="objectives"):
     models[name] = lab.model(name)
     dataset = lab.dataset(name, packed)
-    live[name] = list(train(models[name], dataset, steps=LIVE_STEPS, rate=lab.rate))
+    live[name] = list(train(models[name], dataset, steps=LIVE_STEPS, rate=lab.rate_of(name)))
 
 # %% name="draw-losses"
 record = Record(runs.RECORDS_FOLDER / "objectives.jsonl")
