@@ -384,11 +384,10 @@ def _write(ids_BT: Tensor, place_BT: Tensor, is_written_BT: Tensor, rows_BS: Ten
 
 def _with_decoder(shown_BS: Tensor, target_BS: Tensor, bos_id: int, vocabulary: Vocabulary) -> Batch:
     """An encoder-decoder's batch: the decoder reads the target moved one to the right, behind [BOS]."""
-    is_real_BS = torch.ones_like(target_BS, dtype=torch.bool) if vocabulary.pad is None else target_BS != vocabulary.pad
-    is_shown_BS = torch.ones_like(shown_BS, dtype=torch.bool) if vocabulary.pad is None else shown_BS != vocabulary.pad
+    pad_id = -1 if vocabulary.pad is None else vocabulary.pad
     return Batch(
         shown_BS,
-        target_BS.masked_fill(~is_real_BS, IGNORE_INDEX),
-        masks.padding(is_shown_BS),
+        torch.where(target_BS == pad_id, IGNORE_INDEX, target_BS),
+        masks.padding(shown_BS != pad_id),
         decoder_input_ids_BS=shift_right(target_BS, fill=bos_id),
     )

@@ -185,7 +185,7 @@ def record_objectives(
         "corpus_sha256": sha256_of(corpus_path()),
         "tokenizer_sha256": sha256_of(DATA_FOLDER / "tokenizer.json"),
     }
-    record = Record(path, command="course record objectives", about=about)
+    record = Record(path, command=f"course record {path.stem}", about=about)
     _check_same_run(record, lab)
     probe = SentimentProbe(lab.probe_labels, lab.probe_seeds, lab.probe_tests)
     if not record.has(name="bag of words", seed=lab.probe_seeds - 1, step=0, metric=f"probe_{lab.probe_labels[-1]}"):

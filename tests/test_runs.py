@@ -119,6 +119,7 @@ def test_a_recording_that_is_stopped_and_resumed_has_the_rows_of_an_undisturbed_
     assert os.listdir(tmp_path) == ["stopped.jsonl"]
 
 
+@pytest.mark.slow
 def test_the_comparison_above_sees_a_state_that_was_lost(whole, tmp_path, monkeypatch):
     """The control: after the stop the weights come back without their optimiser."""
 
@@ -162,6 +163,7 @@ def test_a_state_that_is_left_behind_a_finished_objective_goes(whole, tmp_path):
     assert os.listdir(tmp_path) == ["small.jsonl"]
 
 
+@pytest.mark.slow
 def test_a_state_of_a_record_that_was_removed_does_not_enter_the_next(whole, tmp_path, monkeypatch):
     path = tmp_path / "small.jsonl"
     resume = stop_after(monkeypatch, 20)
@@ -173,6 +175,7 @@ def test_a_state_of_a_record_that_was_removed_does_not_enter_the_next(whole, tmp
     assert recorded(path) == rows_of(whole)
 
 
+@pytest.mark.slow
 def test_progress_is_told_in_words(tmp_path):
     told = []
     lab = replace(SMALL, objectives=("causal",), tokens=16 * 100, row_length=16, batch_size=1, probe_labels=(20,))
