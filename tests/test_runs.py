@@ -105,6 +105,7 @@ def test_a_recording_holds_every_step_and_every_rung_of_every_objective(whole):
     assert len(Record(whole).provenance()) == 1
 
 
+@pytest.mark.slow
 def test_a_recording_that_is_stopped_and_resumed_has_the_rows_of_an_undisturbed_one_to_the_bit(
     whole, tmp_path, monkeypatch
 ):

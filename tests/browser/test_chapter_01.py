@@ -50,6 +50,7 @@ def test_a_script_error_and_a_request_elsewhere_would_be_heard(chapter):
     """Negative control: on another page of the same browser."""
     page = chapter.page.context.browser.new_page()
     faults = Faults.of(page)
+    page.route("**/*", lambda route: route.abort())  # heard, and stopped before it leaves the browser
     page.evaluate("() => { setTimeout(() => { throw new Error('on purpose') }, 0) }")
     page.evaluate("() => fetch('http://203.0.113.1/').catch(() => null)")
     page.wait_for_timeout(100)
