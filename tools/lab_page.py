@@ -116,6 +116,7 @@ class ChapterPage:
         """The first slider whose description holds `description`, as a reader finds it."""
         control = self.page.locator(".widget-slider", has=self.page.get_by_text(description)).first
         control.scroll_into_view_if_needed()
+        control.wait_for(state="visible")
         return Slider(control, self.page)
 
 
@@ -135,11 +136,12 @@ class Slider:
         return self.page.locator(".jp-OutputArea-output", has=self.control).last.locator("img").first
 
     def readout(self) -> str:
-        return self.control.locator(".widget-readout").inner_text()
+        return self.control.locator(".widget-readout").text_content() or ""
 
     def name(self) -> str:
         """What a screen reader says of it: its own name, or the description and tooltip beside it."""
-        return self.handle.get_attribute("aria-label") or self.control.locator(".widget-label").inner_text()
+        label = self.control.locator(".widget-label")  # its text stands there before a long notebook has drawn it
+        return self.handle.get_attribute("aria-label") or label.text_content() or ""
 
     def press(self, key: str) -> float:
         """Press a key on it and wait for the new picture; the milliseconds that this took."""

@@ -20,8 +20,8 @@
 # - see what a second stream is for, and let a model that you trained fill in the gaps of your own sentence.
 #
 # **How to read it.** Run the cells in order with Shift+Enter, or all of them with *Run → Run All Cells*, which takes a few
-# minutes. Where it says *Predict*, commit to a guess before you run on: answers stay folded until you do. A measured number
-# comes from the cell above it, on your machine, or from a recorded run that the text names.
+# minutes. Where it says *Predict*, commit to a guess before you run on: answers stay folded until you do, and so does the code
+# that writes them (the three dots open it). A measured number comes from the cell above it, on your machine, or from a recorded run that the text names.
 #
 # **If you build compilers:** a pre-trained model is the parser generator that you reuse, fine-tuning is your language on
 # top of it, and the objective decides what the reusable part can know. The analogy breaks in one place: nobody writes the
@@ -128,7 +128,7 @@ plots.show(
 # prediction itself (the second matrix) is kept from looking at it, where you see a cross. The last two have an encoder that
 # sees all of a damaged text, and a decoder that writes from left to right.
 
-# %% name="count-targets"
+# %% name="count-targets" jupyter={"source_hidden": true}
 shares = {}
 for objective in ["causal", "masked", "permuted", "span", "infilled"]:
     dataset = PretrainingDataset(held_out, vocabulary, objective)
@@ -163,7 +163,7 @@ display(
 hidden_guess = guess("How many of a hundred tokens are hidden?", [("about 15", 15), ("about 12", 12), ("about 8", 8)])
 display(hidden_guess)
 
-# %% name="count-hidden"
+# %% name="count-hidden" jupyter={"source_hidden": true}
 rows_BT = held_out.ids_NT[:64]
 batch = objectives.masked(rows_BT, vocabulary, mask_prob=0.15, generator=seeded(1))
 chosen_in_100 = 100 * batch.is_target_BL.float().mean().item()
@@ -204,7 +204,7 @@ display(tasks)
 span_view = compute_objective(torch.tensor(tokenizer.encode(my_sentence)), tokenizer, "span", prob=0.3, mean_span=2)
 plots.show(draw_objective(span_view), describe_objective(span_view))
 
-# %% name="span-lengths"
+# %% name="span-lengths" jupyter={"source_hidden": true}
 lengths = {}
 for mean_span in [1, 3, 10]:
     batch = objectives.span_corrupted(rows_BT, vocabulary, mean_span=mean_span, generator=seeded(2))
@@ -260,7 +260,7 @@ plots.show(
     alt="Bars with intervals: the measured shares of hidden, swapped and kept tokens beside the paper's.",
 )
 
-# %% name="explain-fates"
+# %% name="explain-fates" jupyter={"source_hidden": true}
 expected = {"hidden": 0.8, "swapped": 0.1, "kept": 0.1}
 inside = [name for name, share in expected.items() if intervals[name].holds(share)]
 display(
@@ -343,7 +343,7 @@ plots.show(
     alt="The first steps close up: recorded losses as lines, the losses that this machine has just computed as markers.",
 )
 
-# %% name="live-against-record"
+# %% name="live-against-record" jupyter={"source_hidden": true}
 gaps = [abs(row.loss - dict(recorded[name])[row.step]) / row.loss for name, rows in live.items() for row in rows]
 Markdown(
     f"Over {len(gaps)} steps that this machine has just taken, the largest distance from the record is "
@@ -385,7 +385,7 @@ comparable_guess = guess(
 )
 display(comparable_guess)
 
-# %% name="explain-losses"
+# %% name="explain-losses" jupyter={"source_hidden": true}
 lowest = min(names, key=lambda name: final[name][1])
 highest_rival, lowest_rival = max(names, key=baselines.get), min(names, key=baselines.get)
 sample = lab.dataset("infilled", held_out).batch(0)
@@ -487,7 +487,7 @@ display(table([f"from {FEW} labels", "untrained, % right", "after the whole run"
 rows = [[name, *(f"{over_words[name, labels]:+.1f}" for labels in LABELS)] for name in names]
 display(table(["points ahead of a bag of words", *(f"from {labels} labels" for labels in LABELS)], rows))
 
-# %% name="explain-probe"
+# %% name="explain-probe" jupyter={"source_hidden": true}
 best = max(names, key=lambda name: after[name].value)
 level = [name for name in names if name != best and difference(last[best], last[name]).low <= 0]
 gained = [name for name in names if gain[name].low > 0]
@@ -548,7 +548,7 @@ plots.show(
     alt="Probe accuracy of two span-corruption runs against tokens read: at its own learning rate, and at the common one.",
 )  # fmt: skip
 
-# %% name="explain-collapse"
+# %% name="explain-collapse" jupyter={"source_hidden": true}
 losses_of = {own: record.values("held_out", name="span"), common: collapse.values("held_out", name="span")}
 moved = {name: difference(rungs[max(rungs)], rungs[min(rungs)]) for name, rungs in ladder_of.items()}
 ends_worse, ends_better = moved[common].high < 0, moved[common].low > 0
@@ -645,7 +645,7 @@ plots.show(
     alt="Training losses against steps: a causal and a permuted model, each once honest and once with a leak.",
 )
 
-# %% name="explain-leaks"
+# %% name="explain-leaks" jupyter={"source_hidden": true}
 pairs = {
     "causal": ("causal, honest", "causal, slipped by one"),
     "permuted": ("permuted, honest", "permuted, sees itself"),
@@ -708,7 +708,7 @@ plots.show(
     alt="Two matrices of measured influence, honest and slipped by one: rows are predictions, columns the tokens changed.",
 )
 
-# %% name="explain-influence"
+# %% name="explain-influence" jupyter={"source_hidden": true}
 own = {name: matrix.diagonal(1).sum().item() for name, matrix in found.items()}
 further = {name: int(matrix.triu(1).sum(1).max()) for name, matrix in found.items()}
 Markdown(
@@ -819,7 +819,7 @@ plots.show(
     alt="Training losses of one stream and of two streams on one sentence, with the computed floor of one stream dashed.",
 )
 
-# %% name="explain-streams"
+# %% name="explain-streams" jupyter={"source_hidden": true}
 ends = {name: statistics.mean(losses[-10:]) for name, losses in learned.items()}
 Markdown(
     f"One stream ends at {ends['one stream']:.2f}, and its floor is {floor:.2f}: "
@@ -863,7 +863,7 @@ Markdown(
     f"{statistics.mean(fill_losses[-20:]):.2f} nats."
 )
 
-# %% name="fill-in-static"
+# %% name="fill-in-static" jupyter={"source_hidden": true}
 frequency_V = torch.bincount(packed.ids_NT.flatten(), minlength=vocabulary.size) / packed.ids_NT.numel()
 
 
@@ -1156,7 +1156,7 @@ def special_among(ids_N):
     return int((~vocabulary.is_ordinary_V[ids_N]).sum())
 
 
-# %% name="clinic-random-after"
+# %% name="clinic-random-after" jupyter={"source_hidden": true}
 Markdown(
     f"<details><summary>Patient and cure</summary>\n\nSpecial tokens put in: {special_among(put_in)} by the patient, "
     f"{special_among(tokens_put_in(cured_swap))} after the cure.\n\n</details>"
@@ -1219,7 +1219,7 @@ def cured_permutation(order_BT, is_target_BT, is_special_BT):
     return masks.permutation(order_BT, is_target_BT)
 
 
-# %% name="clinic-detour-after"
+# %% name="clinic-detour-after" jupyter={"source_hidden": true}
 before, after_cure = (answers_leaked(mask, [vocabulary.cls]) for mask in (patient_permutation, cured_permutation))
 Markdown(
     f"<details><summary>Patient and cure</summary>\n\nAnswers seen with [CLS] in the row: {before[0]} of {before[1]} by the "
@@ -1274,7 +1274,7 @@ def cured_mask(input_ids_BT, generator):
     return patient_mask(input_ids_BT.clone(), generator)
 
 
-# %% name="clinic-place-after"
+# %% name="clinic-place-after" jupyter={"source_hidden": true}
 Markdown(
     f"<details><summary>Patient and cure</summary>\n\nIn the tenth epoch {100 * history[-1][0]:.0f} % of the input is [MASK] "
     f"with the patient, {100 * epochs_of(cured_mask)[-1][0]:.0f} % after the cure.\n\n</details>"
@@ -1286,7 +1286,7 @@ Markdown(
 # “The source” is the text that this course grew out of; its curves were drawn, not measured. The verdicts are computed from
 # the figures above.
 
-# %% name="claims-table"
+# %% name="claims-table" jupyter={"source_hidden": true}
 permuted_batch = objectives.permuted(rows_BT, vocabulary, generator=seeded(1))
 n_masks = int((permuted_batch.input_ids_BT == vocabulary.mask).sum())
 in_step = kept_in_step(patient_denoise)
@@ -1360,7 +1360,7 @@ table(["usually said", "the source", "measured here", "verdict"], rows)
 # - Su et al. 2021, RoFormer (rotary positions), [arXiv:2104.09864](https://arxiv.org/abs/2104.09864)
 # - Maas et al. 2011 (IMDB reviews); Pang and Lee 2005 (Rotten Tomatoes sentences)
 
-# %% name="sweep-controls" tags=["remove-cell"]
+# %% name="sweep-controls" tags=["remove-cell"] jupyter={"source_hidden": true}
 tried = [sweep(each) for each in (explorer, tasks)]  # every control to its ends: fails if one of them shows an error
 assert all(not each.banner.value for each in (explorer, tasks, box))
 Markdown(f"{sum(tried)} settings of the explorers tried, no error shown.")
