@@ -562,8 +562,8 @@ display(
         )
         + ". "
         + (
-            "A decoder can lower its loss a good way without its encoder, from the tokens that it has written itself; if "
-            "the encoder's output collapses early, nothing pulls it back. The training loss alone would not have told you."
+            "A decoder can lower its loss a good way from the tokens that it has written itself. That may be what happened: at "
+            "the high rate the encoder is lost before it is needed. Whatever the cause, the loss did not tell."
             if ends_worse
             else "Here the features survived; the loss alone could not have told you that either."
         ),
