@@ -7,8 +7,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import nbformat
-
 from course_lib.files import write_atomically
 from course_lib.lab.folder import CourseFolder
 
@@ -95,7 +93,8 @@ def _first_free_backup(copy: Path) -> Path:
 
 def _trust(notebook: Path, folder: CourseFolder) -> None:
     """Sign what the course itself hands out: JupyterLab hides HTML in notebooks that it does not trust."""
-    from nbformat.sign import NotebookNotary  # slow to import, and not needed for the commands' help
+    import nbformat  # slow to import, and not needed for the commands' help
+    from nbformat.sign import NotebookNotary
 
     data = folder.state / "data"
     data.mkdir(parents=True, exist_ok=True)

@@ -8,11 +8,13 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-
-import nbformat
+from typing import TYPE_CHECKING
 
 from course_lib.files import write_atomically
 from course_lib.lab.folder import CourseFolder, private_environment
+
+if TYPE_CHECKING:  # a second to import, and needed only where notebooks are read
+    import nbformat
 
 CELL_TIMEOUT = 600  # seconds; no cell of the course should need a tenth of it
 ANSI = re.compile(r"\x1b\[[0-9;]*m")
@@ -31,12 +33,12 @@ class ChapterRun:
 
 
 def execute(
-    notebook: nbformat.NotebookNode,
+    notebook: "nbformat.NotebookNode",
     cwd: Path,
     *,
     environment: Mapping[str, str] | None = None,
     cell_timeout: float = CELL_TIMEOUT,
-    on_cell: Callable[[int, nbformat.NotebookNode, int | None], None] = lambda done, cell, kernel_pid: None,
+    on_cell: Callable[[int, "nbformat.NotebookNode", int | None], None] = lambda done, cell, kernel_pid: None,
 ) -> None:
     """Run the code cells of `notebook` in order, in a new kernel of this interpreter, and put their outputs in place.
 
@@ -79,6 +81,7 @@ def run_chapters(chapters: Sequence[str] | None = None, *, folder: CourseFolder 
 
 
 def _run_chapter(source: Path, folder: CourseFolder, environment: Mapping[str, str]) -> ChapterRun:
+    import nbformat
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
     target = folder.work / "executed" / source.name
@@ -110,7 +113,7 @@ class _Progress:
     def seconds(self) -> float:
         return time.perf_counter() - self.started
 
-    def __call__(self, done: int, _cell: nbformat.NotebookNode, kernel_pid: int | None) -> None:
+    def __call__(self, done: int, _cell: "nbformat.NotebookNode", kernel_pid: int | None) -> None:
         self.done = done
         self.peak_mib = _peak_mib(kernel_pid) or self.peak_mib
         self._show()
