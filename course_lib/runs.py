@@ -233,7 +233,7 @@ def _record_objective(
     optimizer = make_optimizer(model)
     done = _restore(state_path, model, optimizer)
     for begin, end in itertools.pairwise([0, *lab.rungs]):
-        if end <= done and end > 0:
+        if end <= done:
             continue
         batches = (dataset.batch(k) for k in itertools.count(begin))
         if end > begin:
@@ -281,9 +281,9 @@ def _save(path: Path, step: int, model: LanguageModel, optimizer: torch.optim.Op
 
 
 def _restore(path: Path, model: LanguageModel, optimizer: torch.optim.Optimizer) -> int:
-    """The step that a stopped recording had reached: 0 where there was none."""
+    """The step that a stopped recording had reached: -1 where there was none."""
     if not path.exists():
-        return 0
+        return -1
     state = torch.load(path, weights_only=True)
     model.load_state_dict(state["model"])
     optimizer.load_state_dict(state["optimizer"])

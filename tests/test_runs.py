@@ -110,7 +110,8 @@ def test_a_recording_that_is_stopped_and_resumed_has_the_rows_of_an_undisturbed_
     whole, tmp_path, monkeypatch
 ):
     path = tmp_path / "stopped.jsonl"
-    for n_rows in (1, 13, 30):  # among the baseline's rows, before a rung is saved, in the second objective
+    # among the baseline's rows, before a rung is saved, twice before the next is, in the second objective
+    for n_rows in (1, 13, 4, 30):
         resume = stop_after(monkeypatch, n_rows)
         with pytest.raises(StoppedError):
             recorded(path)
@@ -126,7 +127,7 @@ def test_the_comparison_above_sees_a_state_that_was_lost(whole, tmp_path, monkey
 
     def weights_alone(path, model, _optimizer):
         if not path.exists():
-            return 0
+            return -1
         state = torch.load(path, weights_only=True)
         model.load_state_dict(state["model"])
         return state["step"]
