@@ -2,7 +2,9 @@
 
 import hashlib
 import os
+import shutil
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 
 
@@ -30,6 +32,55 @@ def write_atomically(path: Path | str, content: bytes | str) -> Path:
         raise
     _sync_folder(path.parent)
     return path
+
+
+def write_folder(path: Path | str, contents: Mapping[str, bytes | str]) -> Path:
+    """Write a folder of files that is whole or absent: its files are flushed to the disk beside it, then it is renamed
+    into place, where an older folder of that name gives way. Names in `contents` are plain file names.
+
+    A crash leaves at most a hidden folder that ends in .partial; `remove_leftovers` takes it away.
+    Raises ValueError for a name that is no plain file name.
+
+    >>> folder = write_folder(Path(tempfile.mkdtemp()) / "step_1", {"note.txt": "whole"})
+    >>> [file.name for file in folder.iterdir()]
+    ['note.txt']
+    """
+    path = Path(path)
+    if wrong := [name for name in contents if Path(name).name != name or not name]:
+        raise ValueError(f"{wrong[0]!r} is no plain file name: a folder is written without folders in it")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial"))
+    try:
+        for name, content in contents.items():
+            with (temporary / name).open("wb") as file:
+                file.write(content.encode() if isinstance(content, str) else content)
+                file.flush()
+                os.fsync(file.fileno())
+        temporary.chmod(0o755)
+        _sync_folder(temporary)
+        remove_folder(path)
+        os.replace(temporary, path)
+    except BaseException:
+        shutil.rmtree(temporary, ignore_errors=True)
+        raise
+    _sync_folder(path.parent)
+    return path
+
+
+def remove_folder(path: Path | str) -> None:
+    """Remove a folder, if it is there, so that a crash leaves the whole of it or nothing under its name."""
+    path = Path(path)
+    if not path.exists():
+        return
+    doomed = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial")) / path.name
+    os.replace(path, doomed)
+    shutil.rmtree(doomed.parent, ignore_errors=True)
+
+
+def remove_leftovers(folder: Path | str) -> None:
+    """Remove what a `write_folder` that was killed has left in this folder. Nobody may be writing there."""
+    for leftover in Path(folder).glob(".*.partial"):
+        shutil.rmtree(leftover, ignore_errors=True)
 
 
 def append_line(path: Path | str, line: str) -> None:

@@ -78,15 +78,29 @@ ASSUMED = {
 }
 
 
-def save_model(model: LanguageModel, folder: Path | str, tokenizer: Tokenizer | None = None) -> Path:
+def save_model(
+    model: LanguageModel, folder: Path | str, tokenizer: Tokenizer | None = None, *, dtype: torch.dtype = torch.float32
+) -> Path:
     """Write a folder that `load_model` and, for a decoder or an encoder, the Auto classes of `transformers` open.
 
     Raises ValueError if the tokenizer has more tokens than the model; nothing is written then.
     """
     folder = Path(folder)
-    config = _config_of(model)
-    tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in _weights_of(model).items()}
-    weights = to_safetensors(tensors, metadata={"format": "pt"})
+    for name, content in model_files(model, tokenizer, dtype=dtype).items():
+        write_atomically(folder / name, content)
+    return folder
+
+
+def model_files(
+    model: LanguageModel, tokenizer: Tokenizer | None = None, *, dtype: torch.dtype = torch.float32
+) -> dict[str, bytes]:
+    """The files of `save_model`, {name: content}. dtype: of the weights in the file; bfloat16 halves it.
+
+    Raises ValueError if the tokenizer has more tokens than the model.
+    """
+    config = _config_of(model) | {"torch_dtype": str(dtype).removeprefix("torch.")}
+    tensors = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in _weights_of(model).items()}
+    files = {}
     if tokenizer is not None:
         if tokenizer.vocabulary.size > model.config.vocab_size:
             raise ValueError(
@@ -95,11 +109,10 @@ def save_model(model: LanguageModel, folder: Path | str, tokenizer: Tokenizer | 
             )
         roles = {f"{role}_token_id": getattr(tokenizer.vocabulary, role) for role in ("pad", "bos", "eos")}
         config |= {name: i for name, i in roles.items() if i is not None}
-        tokenizer.save(folder / "tokenizer.json")
-        write_atomically(folder / "tokenizer_config.json", json.dumps(_tokenizer_config(tokenizer, model), indent=2))
-    write_atomically(folder / "model.safetensors", weights)
-    write_atomically(folder / "config.json", json.dumps(config, indent=2))
-    return folder
+        files["tokenizer.json"] = tokenizer.to_json().encode()
+        files["tokenizer_config.json"] = json.dumps(_tokenizer_config(tokenizer, model), indent=2).encode()
+    weights = to_safetensors(tensors, metadata={"format": "pt"})
+    return files | {"model.safetensors": weights, "config.json": json.dumps(config, indent=2).encode()}
 
 
 def load_model(folder: Path | str) -> LanguageModel:

@@ -98,8 +98,11 @@ def autocast(device: torch.device, dtype: torch.dtype | None = None) -> contextl
     return torch.autocast(device.type, dtype) if dtype != torch.float32 else contextlib.nullcontext()
 
 
-def peak_memory() -> int:
-    """The most memory this process has held so far, in bytes (0 where the system does not tell)."""
+def peak_memory(device: torch.device | None = None) -> int:
+    """The most memory this process has held so far, in bytes (0 where the system does not tell); for cuda, on the
+    device."""
+    if device is not None and device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
     try:
         import resource
     except ImportError:  # Windows

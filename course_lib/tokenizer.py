@@ -3,6 +3,7 @@
 Any Unicode text survives the way there and back, up to the tokenizer's own normalisation.
 """
 
+import hashlib
 import unicodedata
 from collections.abc import Iterable
 from dataclasses import dataclass
@@ -83,7 +84,16 @@ class Tokenizer:
 
     def save(self, path: Path | str) -> Path:
         """Write one JSON file that `load_tokenizer` and Hugging Face's libraries open."""
-        return write_atomically(path, self.backend.to_str(pretty=True))
+        return write_atomically(path, self.to_json())
+
+    def to_json(self) -> str:
+        """The whole tokenizer as Hugging Face's JSON."""
+        return self.backend.to_str(pretty=True)
+
+    @property
+    def fingerprint(self) -> str:
+        """SHA-256 of the JSON: what a checkpoint remembers of its tokenizer."""
+        return hashlib.sha256(self.to_json().encode()).hexdigest()
 
     def _continues_word_V(self) -> torch.Tensor:
         pieces = [self.backend.id_to_token(i) or "" for i in range(self.backend.get_vocab_size())]

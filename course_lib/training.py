@@ -4,6 +4,7 @@ The loss of a step is summed over all its targets and divided once by their numb
 micro-batches.    Axes: N a target, V the vocabulary.
 """
 
+import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -11,10 +12,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
+from tqdm.auto import tqdm
 
 from course_lib.model import LanguageModel
 from course_lib.objectives import Batch
-from course_lib.runtime import autocast, pick_device
+from course_lib.optimizers import Optimizer, make_optimizer
+from course_lib.runtime import autocast, peak_memory, pick_device
 from course_lib.vocabulary import IGNORE_INDEX
 
 CHUNK = 64  # rows of logits at a time: small enough to stay in the processor's cache
@@ -22,8 +25,13 @@ CHUNK = 64  # rows of logits at a time: small enough to stay in the processor's 
 
 @dataclass(frozen=True)
 class StepRecord:
-    """What one step did. loss: nats per target, before the update. tokens: read by the model so far, padding and
-    special tokens included. seconds: this step's duration, data preparation excluded."""
+    """What one step did.
+
+    loss: nats per target, before the update. tokens: read by the model so far, padding and special tokens included.
+    gradient_norm: before clipping. seconds: this step's duration, data preparation excluded. memory: the most that the
+    process has held so far, in bytes (on cuda, that the device has). held_out: nats per target on text that the model
+    is not trained on, after the update, where it was measured.
+    """
 
     step: int
     tokens: int
@@ -32,6 +40,9 @@ class StepRecord:
     rate: float
     gradient_norm: float
     seconds: float
+    tokens_per_second: float = math.nan
+    memory: int = 0
+    held_out: float | None = None
 
 
 class _SummedCrossEntropy(torch.autograd.Function):
@@ -89,25 +100,9 @@ def batch_loss(model: LanguageModel, batch: Batch) -> tuple[Tensor, int]:
     return token_loss(model.target_logits(batch), batch.labels_BL[batch.is_target_BL])
 
 
-def decay_groups(model: nn.Module, weight_decay: float) -> list[dict]:
-    """Parameter groups for an optimiser: matrices decay, vectors (biases, normalisation) do not."""
-    trained = [p for p in model.parameters() if p.requires_grad]
-    return [
-        {"params": [p for p in trained if p.dim() >= 2], "weight_decay": weight_decay},
-        {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
-    ]
-
-
-def make_optimizer(
-    model: nn.Module, *, weight_decay: float = 0.05, betas: tuple[float, float] = (0.9, 0.98)
-) -> torch.optim.Optimizer:
-    """AdamW (arXiv:1711.05101) over `decay_groups`; the rate is set at every step."""
-    return torch.optim.AdamW(decay_groups(model, weight_decay), lr=0.0, betas=betas, fused=True)
-
-
 def step(
     model: LanguageModel,
-    optimizer: torch.optim.Optimizer,
+    optimizer: Optimizer,
     micro_batches: Sequence[Batch],
     *,
     rate: float,
@@ -153,37 +148,82 @@ def train(
     *,
     steps: int,
     rate: Callable[[int], float] | float,
-    optimizer: torch.optim.Optimizer | None = None,
+    optimizer: Optimizer | None = None,
     start: int = 0,
     tokens: int = 0,
+    accumulate: int = 1,
     clip: float = 1.0,
     dtype: torch.dtype | None = None,
+    validate: Callable[[], float] | None = None,
+    validate_every: int = 100,
 ) -> Iterator[StepRecord]:
     """Train for `steps` steps and yield a record after each; stopping early is leaving the loop.
 
-    batches: one batch a step, in order. rate: a number, or a function of the step counted from 0. start, tokens: what
-    has been done already, where a run goes on.
-    Raises ValueError for fewer than 1 step, or where the batches end before the steps; FloatingPointError naming the
-    step (counted from 1, as in the records) where the loss is not finite.
+    batches: `accumulate` of them a step, in order. rate: a number, or a function of the step counted from 0. start,
+    tokens: what has been done already, where a run goes on. validate: measures the held-out loss, after every
+    `validate_every`th step counted from the run's beginning.
+    Raises ValueError for fewer than 1 step or batch, or where the batches end before the steps; FloatingPointError
+    naming the step (counted from 1, as in the records) where the loss is not finite: no weight has changed in it.
     """
-    if steps < 1:
-        raise ValueError(f"steps is {steps}: take at least 1")
+    for name, value in {"steps": steps, "accumulate": accumulate, "validate_every": validate_every}.items():
+        if value < 1:
+            raise ValueError(f"{name} is {value}: take at least 1")
     model.train()
     optimizer = optimizer or make_optimizer(model)
     coming = iter(batches)
+    device = next(model.parameters()).device
     for number in range(start, start + steps):
-        if (batch := next(coming, None)) is None:
+        micro_batches = list(itertools.islice(coming, accumulate))
+        if len(micro_batches) < accumulate:
             raise ValueError(
                 f"the batches ended after {number - start} of {steps} steps: give as many, or a dataset without end"
             )
         began = time.perf_counter()
         now = rate(number) if callable(rate) else rate
         try:
-            loss, targets, norm = step(model, optimizer, [batch], rate=now, clip=clip, dtype=dtype)
+            loss, targets, norm = step(model, optimizer, micro_batches, rate=now, clip=clip, dtype=dtype)
         except FloatingPointError as error:
             raise FloatingPointError(f"step {number + 1}: {error}") from None
-        tokens += batch.input_ids_BT.numel()
-        yield StepRecord(number + 1, tokens, targets, loss, now, norm, time.perf_counter() - began)
+        seconds = time.perf_counter() - began
+        read = sum(batch.input_ids_BT.numel() for batch in micro_batches)
+        tokens += read
+        held_out = validate() if validate and (number + 1) % validate_every == 0 else None
+        yield StepRecord(
+            number + 1, tokens, targets, loss, now, norm, seconds, read / seconds, peak_memory(device), held_out
+        )
+
+
+@dataclass
+class EarlyStopping:
+    """Tells when the held-out loss has not fallen below its lowest for `patience` measurements in a row.
+
+    >>> stopping = EarlyStopping(patience=2)
+    >>> [stopping.update(loss) for loss in (3.0, 2.0, 2.5, 2.4)]
+    [False, False, False, True]
+    """
+
+    patience: int
+    lowest: float = math.inf
+    misses: int = 0
+
+    def __post_init__(self) -> None:
+        if self.patience < 1:
+            raise ValueError(f"patience is {self.patience}: wait for at least 1 measurement")
+
+    def update(self, loss: float) -> bool:
+        """Take one measurement in; True when it is time to stop. What is not finite counts as no better."""
+        self.misses = 0 if loss < self.lowest else self.misses + 1
+        self.lowest = min(self.lowest, loss) if loss == loss else self.lowest
+        return self.misses >= self.patience
+
+
+def with_progress(records: Iterable[StepRecord], total: int, *, start: int = 0) -> Iterator[StepRecord]:
+    """The same records, with a progress bar of tqdm that shows the loss, in a terminal or a notebook."""
+    with tqdm(total=total, initial=start, unit="step", dynamic_ncols=True) as bar:
+        for record in records:
+            bar.set_postfix_str(f"loss {record.loss:.3f}", refresh=False)
+            bar.update()
+            yield record
 
 
 def held_out_loss(model: LanguageModel, batches: Iterable[Batch], *, dtype: torch.dtype | None = None) -> float:

@@ -20,10 +20,11 @@ from course_lib.evaluation import (
 )
 from course_lib.layers import attend
 from course_lib.model import Decoder, Encoder
+from course_lib.optimizers import make_optimizer
 from course_lib.pretrained import load_model, save_model
 from course_lib.records import Record
 from course_lib.runs import Laboratory, record, record_objectives
-from course_lib.training import held_out_loss, make_optimizer, new_model, step, token_loss, train
+from course_lib.training import held_out_loss, new_model, step, token_loss, train
 from course_lib.vocabulary import IGNORE_INDEX, Vocabulary
 
 LOGITS_NV, LABELS_N = torch.zeros(4, 9), torch.zeros(4, dtype=torch.long)

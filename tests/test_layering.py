@@ -13,7 +13,7 @@ import course_lib
 
 LIBRARY = Path(course_lib.__file__).parent
 LAYERS = [
-    {"runtime", "files", "vocabulary", "masks", "spans", "schedules", "plots"},
+    {"runtime", "files", "vocabulary", "masks", "spans", "schedules", "optimizers", "plots"},
     {"records", "tokenizer", "layers", "objectives"},
     {"data", "model", "checkpoint"},
     {"peft", "training", "generation", "evaluation", "pretrained"},

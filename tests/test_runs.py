@@ -17,7 +17,7 @@ from course_lib.evaluation import first_tokens
 from course_lib.layers import TransformerConfig
 from course_lib.model import MODEL_OF_OBJECTIVE
 from course_lib.records import Record
-from course_lib.runs import Laboratory, SentimentProbe, record, record_objectives
+from course_lib.runs import Laboratory, SentimentProbe, probe, record, record_objectives, recording
 
 ALL_TRAINING_TEXTS = data.training_texts
 SMALL = Laboratory(
@@ -138,7 +138,7 @@ def test_the_comparison_above_sees_a_state_that_was_lost(whole, tmp_path, monkey
     with pytest.raises(StoppedError):
         recorded(path, one)
     resume()
-    monkeypatch.setattr(runs, "_restore", weights_alone)
+    monkeypatch.setattr(recording, "_restore", weights_alone)
     again, rows = recorded(path, one), rows_of(whole)
     assert again.keys() < rows.keys()
     assert any(again[key] != rows[key] for key in again)
@@ -257,10 +257,10 @@ def test_all_methods_of_the_probe_read_the_same_texts_for_the_same_samples(monke
 
         return accuracy
 
-    monkeypatch.setattr(runs, "probe_accuracy", accuracy_of("probe"))
-    monkeypatch.setattr(runs, "bag_of_words_accuracy", accuracy_of("words"))
+    monkeypatch.setattr(probe, "probe_accuracy", accuracy_of("probe"))
+    monkeypatch.setattr(probe, "bag_of_words_accuracy", accuracy_of("words"))
     monkeypatch.setattr(
-        runs, "first_tokens", lambda texts, _tokenizer: seen.setdefault("first", []).append(texts) or texts
+        probe, "first_tokens", lambda texts, _tokenizer: seen.setdefault("first", []).append(texts) or texts
     )
     PROBE.accuracies(reader("model"))
     PROBE.bag_of_words()
@@ -283,7 +283,7 @@ def test_the_probe_gives_each_text_its_own_label():
 
 def test_bag_of_words_reads_the_stretch_that_models_read(monkeypatch):
     stretches = []
-    monkeypatch.setattr(runs, "bag_of_words_accuracy", lambda *args: stretches.append(args[2]) or 0.5)
+    monkeypatch.setattr(probe, "bag_of_words_accuracy", lambda *args: stretches.append(args[2]) or 0.5)
     PROBE.bag_of_words()
     texts = [review.text for review in reviews_of("test", "imdb")[:50]]
     assert stretches[0].tolist() == first_tokens(texts, course_tokenizer()) != texts

@@ -12,12 +12,11 @@ from torch.nn import functional as F
 from course_lib import training
 from course_lib.model import MODEL_OF_OBJECTIVE, Encoder
 from course_lib.objectives import Batch
+from course_lib.optimizers import decay_groups, make_optimizer
 from course_lib.runtime import seeded
 from course_lib.training import (
     batch_loss,
-    decay_groups,
     held_out_loss,
-    make_optimizer,
     new_model,
     step,
     token_loss,
@@ -281,7 +280,7 @@ def run(model, batches, steps, **more):
 
 def facts(record):
     """All of a record but its duration."""
-    return replace(record, seconds=0.0)
+    return replace(record, seconds=0.0, tokens_per_second=0.0, memory=0)
 
 
 def test_records_say_what_each_step_did():

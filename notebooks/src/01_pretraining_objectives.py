@@ -62,9 +62,10 @@ from course_lib.evaluation import influences, mean_interval, proportion_interval
 from course_lib.generation import fill_in
 from course_lib.layers import TransformerConfig
 from course_lib.model import Decoder, Encoder, TwoStream
+from course_lib.optimizers import make_optimizer
 from course_lib.records import Record
 from course_lib.runtime import pick_device, seeded
-from course_lib.training import make_optimizer, new_model, token_loss, train
+from course_lib.training import new_model, token_loss, train
 from course_lib.vocabulary import IGNORE_INDEX
 from course_lib.widgets.binder import compare, guess, sweep, table
 from course_lib.widgets.fill_in import fill_in_box

@@ -1,0 +1,237 @@
+"""Checkpoints of a run: what it takes to go on as if it had never been stopped.
+
+A checkpoint is a folder `step_N` that is whole or absent: the model's own files (weights as safetensors), `state.pt`
+(optimiser, random states and what else the run needs), and `checkpoint.json`, which holds the step, the held-out loss,
+what the run is about, and the SHA-256 of every other file.
+"""
+
+import hashlib
+import io
+import json
+import pickle
+import random
+import re
+import warnings
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from course_lib.files import read_text, remove_folder, remove_leftovers, write_folder
+
+MANIFEST, STATE = "checkpoint.json", "state.pt"
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint read back, every file of it compared with its fingerprint. score: held-out loss, lower is better,
+    where it was measured."""
+
+    folder: Path
+    step: int
+    score: float | None
+    about: dict
+    state: dict
+
+
+@dataclass(frozen=True)
+class Checkpoints:
+    """The checkpoints of one run, in one folder: the last `keep`, the best by score, and those that are pinned.
+
+    >>> import tempfile
+    >>> checkpoints = Checkpoints(Path(tempfile.mkdtemp()), keep=1)
+    >>> for step, score in ((10, 5.0), (20, 4.0), (30, 4.5), (40, 4.4)):
+    ...     folder = checkpoints.save(step, {}, {"batches": step}, about={}, score=score)
+    >>> checkpoints.steps(), checkpoints.latest().state, checkpoints.best().step
+    ([20, 40], {'batches': 40}, 20)
+    """
+
+    folder: Path
+    keep: int = 2
+
+    def __post_init__(self) -> None:
+        if self.keep < 1:
+            raise ValueError(f"keep is {self.keep}: the last checkpoint at least must stay")
+
+    def save(
+        self,
+        step: int,
+        files: Mapping[str, bytes],
+        state: Mapping,
+        *,
+        about: Mapping,
+        score: float | None = None,
+        pinned: bool = False,
+    ) -> Path:
+        """Write `step_N`, then remove what is not to be kept. `state` holds tensors and plain values only, `about` what
+        JSON can say.
+
+        Raises OSError naming the checkpoint that is left where the disk is full or read-only; ValueError for a state
+        that could not be read back.
+        """
+        buffer = io.BytesIO()
+        torch.save(dict(state), buffer)
+        contents = {**files, STATE: buffer.getvalue()}
+        _parse_state(contents[STATE])
+        manifest = {
+            "step": step,
+            "score": score,
+            "pinned": pinned,
+            "about": dict(about),
+            "files": {name: _sha256(content) for name, content in contents.items()},
+        }
+        contents[MANIFEST] = json.dumps(manifest, indent=2)
+        try:
+            remove_leftovers(self.folder)
+            folder = write_folder(self._path(step), contents)
+        except OSError as error:
+            left = f"step {self.steps()[-1]} is the last good one" if self.steps() else "none was written before"
+            raise OSError(
+                error.errno,
+                f"the checkpoint of step {step} could not be written ({error.strerror}): make room or write elsewhere; "
+                f"{left}",
+                str(self.folder),
+            ) from None
+        self._prune()
+        return folder
+
+    def steps(self) -> list[int]:
+        """The steps of all checkpoints, whole or damaged, in order."""
+        found = (re.fullmatch(r"step_(\d+)", path.name) for path in self.folder.glob("step_*"))
+        return sorted(int(match[1]) for match in found if match)
+
+    def load(self, step: int) -> Checkpoint:
+        """Raises ValueError for a checkpoint that is not there, damaged, or foreign, with what is wrong."""
+        folder = self._path(step)
+        if not folder.is_dir():
+            raise ValueError(f"{folder} is not there: the run has checkpoints of steps {self.steps()}")
+        manifest = _manifest(folder)
+        contents = {}
+        for name, wanted in manifest["files"].items():
+            path = folder / name
+            if not path.is_file():
+                raise ValueError(f"{path} is missing: the checkpoint is damaged")
+            contents[name] = path.read_bytes()
+            if _sha256(contents[name]) != wanted:
+                raise ValueError(f"{path} is damaged: its content is not what was written")
+        if STATE not in contents:
+            raise ValueError(f"{folder} has no {STATE}: it is no checkpoint to go on from")
+        state = _parse_state(contents[STATE])
+        return Checkpoint(folder, manifest["step"], manifest["score"], manifest["about"], state)
+
+    def latest(self) -> Checkpoint:
+        """The newest checkpoint that is whole; each damaged one on the way is named in a warning.
+
+        Raises ValueError if there is none.
+        """
+        for step in reversed(self.steps()):
+            try:
+                return self.load(step)
+            except ValueError as error:
+                warnings.warn(f"{error}; the checkpoint before it is used", stacklevel=2)
+        raise ValueError(f"{self.folder} holds no checkpoint to go on from: start without --resume")
+
+    def best(self) -> Checkpoint:
+        """The checkpoint with the lowest score, of those that are whole.
+
+        Raises ValueError if there is none with a score.
+        """
+        for step in sorted(self._scores(), key=lambda step: (self._scores()[step], step)):
+            try:
+                return self.load(step)
+            except ValueError as error:
+                warnings.warn(f"{error}; the next best checkpoint is used", stacklevel=2)
+        raise ValueError(f"{self.folder} holds no checkpoint with a score: validate before saving")
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"step_{step}"
+
+    def _scores(self) -> dict[int, float]:
+        manifests = {step: _manifest_or_none(self._path(step)) for step in self.steps()}
+        return {n: found["score"] for n, found in manifests.items() if found and found["score"] is not None}
+
+    def _prune(self) -> None:
+        scores = self._scores()
+        kept = {*self.steps()[-self.keep :], *([min(scores, key=lambda n: (scores[n], n))] if scores else [])}
+        for step in self.steps():
+            found = _manifest_or_none(self._path(step))
+            if step not in kept and not (found and found["pinned"]):
+                remove_folder(self._path(step))
+
+
+def random_states() -> dict:
+    """The state of every global random generator: torch's on each device, numpy's and Python's."""
+    name, keys, *rest = np.random.get_state()  # noqa: NPY002 (what other libraries draw from)
+    states = {"torch": torch.get_rng_state(), "numpy": [name, keys.tolist(), *rest], "python": random.getstate()}
+    if torch.cuda.is_available():
+        states["cuda"] = torch.cuda.get_rng_state_all()
+    if torch.backends.mps.is_available():
+        states["mps"] = torch.mps.get_rng_state()
+    return states
+
+
+def restore_random_states(states: Mapping) -> None:
+    """Set them all again, those of a device that is not there left out.
+
+    >>> before = random_states()
+    >>> first = torch.rand(1)
+    >>> restore_random_states(before)
+    >>> torch.rand(1).equal(first)
+    True
+    """
+    torch.set_rng_state(states["torch"])
+    np.random.set_state(tuple(states["numpy"]))  # noqa: NPY002
+    random.setstate(states["python"])
+    if "cuda" in states and torch.cuda.is_available():
+        torch.cuda.set_rng_state_all(states["cuda"])
+    if "mps" in states and torch.backends.mps.is_available():
+        torch.mps.set_rng_state(states["mps"])
+
+
+def check_same(begun: Mapping, wanted: Mapping) -> None:
+    """Refuse to go on with a run that was begun with other settings.
+
+    Raises ValueError naming everything that differs, with both values.
+
+    >>> check_same({"seed": 0, "rate": 1.0}, {"seed": 1, "rate": 1.0})
+    Traceback (most recent call last):
+    ...
+    ValueError: the run was begun with seed 0, not 1: give the same again, or start another run in another folder
+    """
+    differing = [name for name in {**begun, **wanted} if begun.get(name) != wanted.get(name)]
+    if differing:
+        pairs = ", ".join(f"{name} {begun.get(name)}, not {wanted.get(name)}" for name in differing)
+        raise ValueError(f"the run was begun with {pairs}: give the same again, or start another run in another folder")
+
+
+def _manifest(folder: Path) -> dict:
+    path = folder / MANIFEST
+    if not path.is_file():
+        raise ValueError(f"{path} is missing: the folder is damaged, or no checkpoint of this course")
+    try:
+        manifest = json.loads(read_text(path))
+        if {"step", "score", "pinned", "about", "files"} <= manifest.keys():
+            return manifest
+    except (ValueError, AttributeError):
+        pass
+    raise ValueError(f"{path} is damaged, or not of this course")
+
+
+def _manifest_or_none(folder: Path) -> dict | None:
+    try:
+        return _manifest(folder)
+    except ValueError:
+        return None
+
+
+def _parse_state(content: bytes) -> dict:
+    try:
+        return torch.load(io.BytesIO(content), weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(f"the state holds more than tensors and plain values ({error}): leave that out") from None
+
+
+def _sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()

@@ -1,0 +1,19 @@
+"""Whole runs from a config: what notebooks, the command line and, later, ranks all call."""
+
+from course_lib.runs.laboratory import Laboratory, training_rows
+from course_lib.runs.pretraining import RECIPES, Pretraining, pretrain
+from course_lib.runs.probe import SentimentProbe
+from course_lib.runs.recording import RECORDERS, RECORDS_FOLDER, record, record_objectives
+
+__all__ = [
+    "RECIPES",
+    "RECORDERS",
+    "RECORDS_FOLDER",
+    "Laboratory",
+    "Pretraining",
+    "SentimentProbe",
+    "pretrain",
+    "record",
+    "record_objectives",
+    "training_rows",
+]

@@ -1,0 +1,312 @@
+"""Pre-training from a config: begin, checkpoint, be stopped at any moment, and go on to the bit.
+
+A run lives in one folder: `record.jsonl` (its curve), `step_N` (checkpoints), and in the end `model`, which
+`load_model` and the Auto classes of `transformers` open.
+"""
+
+import itertools
+import math
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field, fields, replace
+from pathlib import Path
+
+import torch
+
+from course_lib import data
+from course_lib.checkpoint import Checkpoint, Checkpoints, check_same, random_states, restore_random_states
+from course_lib.data import OBJECTIVES, Packed, PretrainingDataset, course_tokenizer, frequency_weights, pack
+from course_lib.files import sha256_of
+from course_lib.layers import TransformerConfig
+from course_lib.model import MODEL_OF_OBJECTIVE, LanguageModel
+from course_lib.optimizers import KINDS, make_optimizer
+from course_lib.pretrained import load_model, model_files, save_model
+from course_lib.records import Record
+from course_lib.runs.probe import SentimentProbe
+from course_lib.runtime import pick_device
+from course_lib.schedules import Schedule
+from course_lib.training import EarlyStopping, StepRecord, held_out_loss, new_model, train
+
+RECORD_EVERY = 10  # steps between the rows of the training loss
+
+
+@dataclass(frozen=True)
+class Pretraining:
+    """Everything that decides what a pre-training run computes.
+
+    objective: a key of OBJECTIVES; options: what its function takes. frequency_weighted: ask less often about frequent
+    tokens (masked only). tokens: read by the model in all. text: your own .txt, .csv or folder instead of the packaged
+    reviews. begin_with: a folder with a model to go on training instead of a new one. save_every: steps between
+    checkpoints, the held-out loss measured at each over `held_out_batches`. rungs: shares of the run whose checkpoints
+    are kept. probe: measure at each rung what a frozen probe finds (packaged reviews only). patience: stop after so
+    many checkpoints without a lower held-out loss.
+    Raises ValueError for what cannot be run, before anything is read.
+    """
+
+    name: str = "decoder"
+    objective: str = "causal"
+    tokens: int = 16_000_000
+    row_length: int = 256
+    batch_size: int = 16
+    accumulate: int = 1
+    shape: str = "warmup_stable_decay"
+    peak_rate: float = 1.5e-3
+    warmup: int = 200
+    floor: float = 0.0
+    decay_share: float = 0.3
+    optimizer: str = "adamw"
+    weight_decay: float = 0.05
+    clip: float = 1.0
+    options: dict = field(default_factory=dict)
+    frequency_weighted: bool = False
+    config: TransformerConfig = field(default_factory=lambda: TransformerConfig(vocab_size=8192))
+    seed: int = 0
+    text: str | None = None
+    begin_with: str | None = None
+    save_every: int = 250
+    held_out_batches: int = 16
+    rungs: tuple[float, ...] = ()
+    probe: bool = False
+    patience: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.objective not in OBJECTIVES:
+            raise ValueError(f"objective {self.objective!r} is unknown: choose one of {', '.join(OBJECTIVES)}")
+        for name in ("row_length", "batch_size", "accumulate", "save_every", "held_out_batches"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: take at least 1")
+        if self.row_length > self.config.max_len:
+            raise ValueError(
+                f"row_length {self.row_length} exceeds max_len {self.config.max_len}: shorten the rows or raise "
+                "TransformerConfig.max_len"
+            )
+        if self.steps < 1:
+            raise ValueError(f"tokens is {self.tokens}, less than one step of {self.tokens_per_step}: give more")
+        if not all(0 < share <= 1 for share in self.rungs):
+            raise ValueError(f"rungs are {self.rungs}: give shares of the run, above 0 and at most 1")
+        if self.optimizer not in KINDS:
+            raise ValueError(f"optimizer {self.optimizer!r} is unknown: choose one of {', '.join(KINDS)}")
+        if self.patience is not None:
+            EarlyStopping(self.patience)
+        if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
+            raise ValueError(f"weight_decay is {self.weight_decay}: give a number of at least 0, such as 0.05")
+        _ = self.schedule
+
+    @property
+    def tokens_per_step(self) -> int:
+        return self.row_length * self.batch_size * self.accumulate
+
+    @property
+    def steps(self) -> int:
+        return self.tokens // self.tokens_per_step
+
+    @property
+    def schedule(self) -> Schedule:
+        return Schedule(self.shape, self.peak_rate, self.steps, self.warmup, self.floor, self.decay_share)
+
+    @property
+    def rung_steps(self) -> list[int]:
+        return sorted({max(1, round(share * self.steps)) for share in self.rungs})
+
+    def with_(self, **changes: object) -> "Pretraining":
+        """A copy with some settings changed.
+
+        Raises ValueError for a setting that does not exist.
+        """
+        if unknown := changes.keys() - {f.name for f in fields(self)}:
+            raise ValueError(f"setting {min(unknown)!r} is unknown: choose from {[f.name for f in fields(self)]}")
+        return replace(self, **changes)
+
+    def about(self) -> dict:
+        """What a checkpoint must have in common with the run that goes on from it."""
+        settings = asdict(self)
+        settings["rungs"] = list(self.rungs)
+        for harmless in ("name", "begin_with"):
+            settings.pop(harmless)
+        corpus = {path.name: sha256_of(path) for path in _text_files(self.text)} if self.text else None
+        return settings | {
+            "tokenizer_sha256": course_tokenizer().fingerprint,
+            "corpus_sha256": corpus or sha256_of(data.corpus_path()),
+            "begins_with_sha256": self.begin_with and sha256_of(Path(self.begin_with) / "model.safetensors"),
+        }
+
+    def rows(self) -> tuple[Packed, Packed]:
+        """Packed rows to train on, and to hold out: other documents where there are any, else the last twentieth."""
+        if self.text is None:
+            texts = data.training_texts(), [review.text for review in data.reviews_of("dev")]
+        else:
+            own = data.read_own_texts(self.text)
+            texts = [r.text for r in own if r.split == "train"], [r.text for r in own if r.split != "train"]
+        try:
+            return _packed(texts[0], self.row_length), _packed(texts[1], self.row_length)
+        except ValueError:
+            return _split_rows(_packed([*texts[0], *texts[1]], self.row_length))
+
+    def dataset(self, packed: Packed, *, batch_size: int | None = None) -> PretrainingDataset:
+        vocabulary = course_tokenizer().vocabulary
+        options = dict(self.options)
+        if self.frequency_weighted:
+            options["weight_V"] = frequency_weights(packed.ids_NT, vocabulary)
+        return PretrainingDataset(
+            packed,
+            vocabulary,
+            self.objective,
+            batch_size=batch_size or self.batch_size,
+            seed=self.seed,
+            options=options,
+        )
+
+    def model(self) -> LanguageModel:
+        """The model before the first step."""
+        if self.begin_with is not None:
+            return load_model(self.begin_with)
+        return new_model(MODEL_OF_OBJECTIVE[self.objective], self.config, seed=self.seed, device="cpu")
+
+
+RUNGS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 0.7, 1.0)
+RECIPES = {
+    "decoder": Pretraining(tokens=36_000_000, optimizer="muon", rungs=RUNGS, probe=True),
+    "encoder": Pretraining(
+        name="encoder",
+        objective="masked",
+        tokens=48_000_000,
+        optimizer="muon",
+        row_length=128,
+        batch_size=32,
+        peak_rate=1.2e-3,
+        options={"mask_prob": 0.3},
+        frequency_weighted=True,
+        config=TransformerConfig(vocab_size=8192, positions="rotary"),
+        rungs=RUNGS,
+        probe=True,
+    ),
+}
+
+
+def pretrain(
+    run: Pretraining,
+    folder: Path | str,
+    *,
+    resume: bool = False,
+    device: str | None = None,
+    keep: int = 2,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> Iterator[StepRecord]:
+    """Train, yielding a record a step, with a checkpoint every `save_every` steps, at every rung and at the end, and
+    where `should_stop` says so. When it is done the best checkpoint's weights stand in `folder`/model.
+
+    resume: go on from the newest checkpoint that is whole; the result is that of a run that was never stopped.
+    Raises ValueError where the folder holds a run and `resume` is not set, holds none and it is, or holds one with
+    other settings, text or tokenizer (says which); FloatingPointError where the loss is not finite, OSError where a
+    checkpoint cannot be written: the last good one stands.
+    """
+    folder = Path(folder)
+    checkpoints = Checkpoints(folder, keep)
+    about = run.about()
+    begun = _begun(checkpoints, about, resume)
+    train_rows, held_out_rows = run.rows()
+    dataset = run.dataset(train_rows)
+    held_out = run.dataset(held_out_rows, batch_size=min(run.batch_size, len(held_out_rows.ids_NT)))
+    held_out_batches = [held_out.batch(k) for k in range(min(run.held_out_batches, held_out.batches_per_epoch))]
+
+    where = pick_device(device)
+    model = (run.model() if begun is None else load_model(begun.folder)).to(where)
+    optimizer = make_optimizer(model, run.optimizer, weight_decay=run.weight_decay)
+    done, tokens, stopping = 0, 0, EarlyStopping(run.patience or run.steps)
+    if begun is not None:
+        done, tokens = begun.step, begun.state["tokens"]
+        optimizer.load_state_dict(begun.state["optimizer"])
+        stopping.lowest, stopping.misses = begun.state["stopping"]
+        restore_random_states(begun.state["random"])
+
+    record = Record(folder / "record.jsonl", command=f"course pretrain {run.name}", about=about)
+    probe = SentimentProbe((100, 500, 2000), 5, 2000) if run.probe else None
+
+    def measure(step: int) -> float:
+        """Held-out loss now, and at a rung what the probe finds."""
+        loss = held_out_loss(model, held_out_batches)
+        record.add(name=run.name, seed=run.seed, step=step, metric="held_out", value=loss)
+        if probe and (step in run.rung_steps or step == 0):
+            for (labels, seed), accuracy in probe.of_model(model).items():
+                record.add(name=run.name, seed=seed, step=step, metric=f"probe_{labels}", value=accuracy)
+        return loss
+
+    def save(step: int, score: float | None) -> None:
+        state = {
+            "optimizer": optimizer.state_dict(),
+            "random": random_states(),
+            "tokens": tokens,
+            "stopping": [stopping.lowest, stopping.misses],
+        }
+        pinned = step in run.rung_steps
+        checkpoints.save(step, model_files(model), state, about=about, score=score, pinned=pinned)
+
+    if begun is None:
+        torch.manual_seed(run.seed)  # dropout draws from the global generators
+        save(0, measure(0))
+    if done < run.steps:
+        batches = (dataset.batch(k) for k in itertools.count(done * run.accumulate))
+        for row in train(
+            model,
+            batches,
+            steps=run.steps - done,
+            rate=run.schedule,
+            optimizer=optimizer,
+            start=done,
+            tokens=tokens,
+            accumulate=run.accumulate,
+            clip=run.clip,
+        ):
+            tokens = row.tokens
+            if row.step % RECORD_EVERY == 0 or row.step <= 20:
+                _note(record, run, row)
+            if row.step % run.save_every == 0 or row.step == run.steps or row.step in run.rung_steps:
+                row = replace(row, held_out=measure(row.step))
+                enough = stopping.update(row.held_out)
+                save(row.step, row.held_out)
+            else:
+                enough = False
+                if should_stop():
+                    save(row.step, None)
+            yield row
+            if enough or should_stop():
+                break
+        if row.step < run.steps and not enough:
+            return
+    best = load_model(checkpoints.best().folder)
+    save_model(best, folder / "model", course_tokenizer())
+
+
+def _begun(checkpoints: Checkpoints, about: dict, resume: bool) -> Checkpoint | None:
+    if not resume:
+        if checkpoints.steps():
+            raise ValueError(f"{checkpoints.folder} holds a run already: resume it, or choose another folder")
+        return None
+    begun = checkpoints.latest()
+    check_same(begun.about, about)
+    return begun
+
+
+def _note(record: Record, run: Pretraining, row: StepRecord) -> None:
+    for metric in ("loss", "gradient_norm", "rate", "seconds"):
+        record.add(name=run.name, seed=run.seed, step=row.step, metric=metric, value=getattr(row, metric))
+
+
+def _packed(texts: list[str], length: int) -> Packed:
+    tokenizer = course_tokenizer()
+    return pack(tokenizer.encode_all(texts), length, vocabulary=tokenizer.vocabulary)
+
+
+def _split_rows(packed: Packed) -> tuple[Packed, Packed]:
+    rows = len(packed.ids_NT)
+    if rows < 2:
+        raise ValueError(f"the text makes {rows} row of tokens: give more text, one row is to be held out")
+    cut = rows - max(1, rows // 20)
+    return (
+        Packed(packed.ids_NT[:cut], packed.document_ids_NT[:cut]),
+        Packed(packed.ids_NT[cut:], packed.document_ids_NT[cut:]),
+    )
+
+
+def _text_files(text: str) -> list[Path]:
+    path = Path(text)
+    return sorted(path.rglob("*.txt")) if path.is_dir() else [path]

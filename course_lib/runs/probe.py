@@ -1,0 +1,59 @@
+"""How much of a text's sentiment a model's frozen features tell, from few labels."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+
+from course_lib import data
+from course_lib.data import Review, course_tokenizer
+from course_lib.evaluation import bag_of_words_accuracy, first_tokens, frozen_features, labelled_sample, probe_accuracy
+from course_lib.model import LanguageModel
+
+
+@dataclass(frozen=True)
+class SentimentProbe:
+    """Frozen features, then logistic regression on few labels: accuracy on held-out IMDB reviews, over samples.
+
+    Every method reads the same stretch of each text.
+    """
+
+    labels: Sequence[int] = (100, 500, 2000)
+    seeds: int = 5
+    tests: int = 2000
+
+    @cached_property
+    def _pools(self) -> tuple[list[Review], list[Review]]:
+        pool, tests = data.reviews_of("train", "imdb"), data.reviews_of("test", "imdb")
+        return pool[: 2 * max(self.labels)], tests[: self.tests]
+
+    def accuracies(self, features: Callable[[list[str]], np.ndarray]) -> dict[tuple[int, int], float]:
+        """{(labels, seed): accuracy} of a probe on `features(texts)`, computed once for each text."""
+        return self._each(features, probe_accuracy)
+
+    def of_model(self, model: LanguageModel) -> dict[tuple[int, int], float]:
+        """The same for the mean-pooled last hidden state of one of the course's models."""
+        return self.accuracies(lambda texts: frozen_features(model, texts, course_tokenizer()))
+
+    def bag_of_words(self) -> dict[tuple[int, int], float]:
+        """The same for words and word pairs with TF-IDF, which learns its own features from the labelled texts."""
+        read = lambda texts: np.array(first_tokens(texts, course_tokenizer()), dtype=object)  # noqa: E731
+        return self._each(read, bag_of_words_accuracy)
+
+    def _each(self, read: Callable, accuracy: Callable) -> dict[tuple[int, int], float]:
+        pool, tests = self._pools
+        samples = {(n, seed): labelled_sample(pool, n, seed) for n in self.labels for seed in range(self.seeds)}
+        texts = list({review.text: None for sample in samples.values() for review in sample})
+        place = {text: n for n, text in enumerate(texts)}
+        train_NE, test_NE = read(texts), read([review.text for review in tests])
+        test_labels = np.array([review.label for review in tests])
+        return {
+            key: accuracy(
+                train_NE[[place[review.text] for review in sample]],
+                np.array([review.label for review in sample]),
+                test_NE,
+                test_labels,
+            )
+            for key, sample in samples.items()
+        }
