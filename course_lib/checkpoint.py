@@ -2,12 +2,13 @@
 
 A checkpoint is a folder `step_N` that is whole or absent: the model's own files (weights as safetensors), `state.pt`
 (optimiser, random states and what else the run needs), and `checkpoint.json`, which holds the step, the held-out loss,
-what the run is about, and the SHA-256 of every other file.
+what the run is about, and the SHA-256 of every other file and of itself.
 """
 
 import hashlib
 import io
 import json
+import math
 import pickle
 import random
 import re
@@ -22,6 +23,7 @@ import torch
 from course_lib.files import read_text, remove_folder, remove_leftovers, write_folder
 
 MANIFEST, STATE = "checkpoint.json", "state.pt"
+KEYS, OWN_HASH = {"step", "score", "pinned", "about", "files"}, "sha256"  # of the manifest
 
 
 @dataclass(frozen=True)
@@ -69,12 +71,11 @@ class Checkpoints:
         JSON can say.
 
         Raises OSError naming the checkpoint that is left where the disk is full or read-only; ValueError for a state
-        that could not be read back.
+        that could not be read back, or a score that is not finite.
         """
-        buffer = io.BytesIO()
-        torch.save(dict(state), buffer)
-        contents = {**files, STATE: buffer.getvalue()}
-        _parse_state(contents[STATE])
+        if score is not None and not math.isfinite(score):
+            raise ValueError(f"score is {score}: give a finite held-out loss, or None where it was not measured")
+        contents = {**files, STATE: _state_bytes(state)}
         manifest = {
             "step": step,
             "score": score,
@@ -82,7 +83,8 @@ class Checkpoints:
             "about": dict(about),
             "files": {name: _sha256(content) for name, content in contents.items()},
         }
-        contents[MANIFEST] = json.dumps(manifest, indent=2)
+        manifest = json.loads(json.dumps(manifest))  # as it will be read back
+        contents[MANIFEST] = json.dumps(manifest | {OWN_HASH: _hash_of_manifest(manifest)}, indent=2)
         try:
             remove_leftovers(self.folder)
             folder = write_folder(self._path(step), contents)
@@ -94,7 +96,7 @@ class Checkpoints:
                 f"{left}",
                 str(self.folder),
             ) from None
-        self._prune()
+        self._prune(step)
         return folder
 
     def steps(self) -> list[int]:
@@ -108,6 +110,8 @@ class Checkpoints:
         if not folder.is_dir():
             raise ValueError(f"{folder} is not there: the run has checkpoints of steps {self.steps()}")
         manifest = _manifest(folder)
+        if manifest["step"] != step:
+            raise ValueError(f"{folder} holds the checkpoint of step {manifest['step']}: it was renamed or copied here")
         contents = {}
         for name, wanted in manifest["files"].items():
             path = folder / name
@@ -131,6 +135,8 @@ class Checkpoints:
                 return self.load(step)
             except ValueError as error:
                 warnings.warn(f"{error}; the checkpoint before it is used", stacklevel=2)
+        if self.steps():
+            raise ValueError(f"no checkpoint in {self.folder} is whole: start another run in another folder")
         raise ValueError(f"{self.folder} holds no checkpoint to go on from: start without --resume")
 
     def best(self) -> Checkpoint:
@@ -152,10 +158,12 @@ class Checkpoints:
         manifests = {step: _manifest_or_none(self._path(step)) for step in self.steps()}
         return {n: found["score"] for n, found in manifests.items() if found and found["score"] is not None}
 
-    def _prune(self) -> None:
-        scores = self._scores()
-        kept = {*self.steps()[-self.keep :], *([min(scores, key=lambda n: (scores[n], n))] if scores else [])}
-        for step in self.steps():
+    def _prune(self, now: int) -> None:
+        """Only what lies behind step `now`: a run that went on from before a damaged checkpoint has not made up for it
+        yet."""
+        scores, past = self._scores(), [step for step in self.steps() if step <= now]
+        kept = {*past[-self.keep :], *([min(scores, key=lambda n: (scores[n], n))] if scores else [])}
+        for step in past:
             found = _manifest_or_none(self._path(step))
             if step not in kept and not (found and found["pinned"]):
                 remove_folder(self._path(step))
@@ -212,9 +220,10 @@ def _manifest(folder: Path) -> dict:
         raise ValueError(f"{path} is missing: the folder is damaged, or no checkpoint of this course")
     try:
         manifest = json.loads(read_text(path))
-        if {"step", "score", "pinned", "about", "files"} <= manifest.keys():
+        own_hash = manifest.pop(OWN_HASH, None)
+        if manifest.keys() == KEYS and own_hash in (None, _hash_of_manifest(manifest)):  # None: of an earlier version
             return manifest
-    except (ValueError, AttributeError):
+    except (ValueError, AttributeError, TypeError):
         pass
     raise ValueError(f"{path} is damaged, or not of this course")
 
@@ -226,11 +235,28 @@ def _manifest_or_none(folder: Path) -> dict | None:
         return None
 
 
+def _state_bytes(state: Mapping) -> bytes:
+    """The content of a state's file, read back once."""
+    buffer = io.BytesIO()
+    try:
+        torch.save(dict(state), buffer)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise ValueError(f"the state holds what cannot be written ({error}): leave that out") from None
+    _parse_state(buffer.getvalue())
+    return buffer.getvalue()
+
+
 def _parse_state(content: bytes) -> dict:
     try:
         return torch.load(io.BytesIO(content), weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(f"the state holds more than tensors and plain values ({error}): leave that out") from None
+    except pickle.UnpicklingError as error:  # torch's own words advise to load it all the same
+        named = re.search(r"GLOBAL (\S+)", str(error))
+        what = named[1] if named else "of an unknown kind"
+        raise ValueError(f"the state holds more than tensors and plain values ({what}): leave that out") from None
+
+
+def _hash_of_manifest(manifest: Mapping) -> str:
+    return _sha256(json.dumps(manifest, sort_keys=True).encode())
 
 
 def _sha256(content: bytes) -> str:

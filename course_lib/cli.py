@@ -1,11 +1,15 @@
 """The `course` command: arguments in, library calls out. What a command needs is imported when it runs."""
 
 import argparse
+import contextlib
 import importlib.util
 import os
+import re
 import shutil
+import signal
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from course_lib import __version__
@@ -14,12 +18,12 @@ from course_lib import __version__
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code: 0 done, 1 something failed, 2 it could not be tried.
 
-    Errors that the library raises on purpose (ValueError, FileNotFoundError) become one line, not a traceback.
+    Errors that the library raises on purpose, and those of the disk, become one line, not a traceback.
     """
     options = _parser().parse_args(arguments)
     try:
         return options.run(options)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, FileNotFoundError, FloatingPointError, OSError) as error:
         print(f"course {options.command}: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
@@ -45,6 +49,29 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("chapters", nargs="*", metavar="NN", help="which ones (default: all)")
     run.set_defaults(run=_run)
 
+    pretrain = commands.add_parser(
+        "pretrain", help="pre-train an encoder or a decoder on the packaged reviews, or on your own text"
+    )
+    pretrain.add_argument("recipe", metavar="RECIPE", help="encoder (masked) or decoder (causal)")
+    pretrain.add_argument("--out", required=True, metavar="FOLDER", help="where checkpoints, curve and model go")
+    pretrain.add_argument("--resume", action="store_true", help="go on with the run in --out where it was stopped")
+    pretrain.add_argument("--device", help="cpu, cuda or mps (default: the best there is)")
+    pretrain.add_argument("--text", metavar="PATH", help="your own .txt, .csv (column text) or folder of .txt")
+    pretrain.add_argument("--from", dest="begin_with", metavar="FOLDER", help="a model to go on training")
+    pretrain.add_argument("--tokens", type=_count, metavar="N", help="tokens to read in all, such as 500k or 8M")
+    pretrain.add_argument("--rate", type=float, dest="peak_rate", metavar="RATE", help="peak learning rate")
+    pretrain.add_argument("--warmup", type=_count, metavar="STEPS", help="default: the recipe's, or a tenth of the run")
+    pretrain.add_argument("--batch-size", type=_count, metavar="ROWS", help="rows in a batch")
+    pretrain.add_argument("--row-length", type=_count, metavar="TOKENS", help="tokens in a row")
+    pretrain.add_argument("--optimizer", help="muon or adamw")
+    pretrain.add_argument("--width", type=_count, metavar="CHANNELS", help="channels of the model")
+    pretrain.add_argument("--layers", type=_count, metavar="N", help="blocks of the model")
+    pretrain.add_argument("--dropout", type=float, metavar="SHARE", help="default: none")
+    pretrain.add_argument("--seed", type=_count, help="of initialisation, order and corruption (default: 0)")
+    pretrain.add_argument("--save-every", type=_count, metavar="STEPS", help="steps between checkpoints")
+    pretrain.add_argument("--keep", type=_count, default=2, metavar="N", help="how many of the last checkpoints stay")
+    pretrain.set_defaults(run=_pretrain)
+
     record = commands.add_parser("record", help="make a recorded run again, or go on with it where it was stopped")
     record.add_argument("name", metavar="NAME", help="the record, as in data/records/NAME.jsonl")
     record.set_defaults(run=_record)
@@ -60,6 +87,14 @@ def _port(text: str) -> int:
     return int(text)
 
 
+def _count(text: str) -> int:
+    """A whole number, also as 500k or 8M."""
+    match = re.fullmatch(r"(\d+)([kKmM]?)", text)
+    if not match:
+        raise argparse.ArgumentTypeError(f"{text} is no count: give a whole number, such as 64, 500k or 8M")
+    return int(match[1]) * {"": 1, "k": 1_000, "m": 1_000_000}[match[2].lower()]
+
+
 def _lab(options: argparse.Namespace) -> int:
     from course_lib import lab
 
@@ -70,6 +105,57 @@ def _run(options: argparse.Namespace) -> int:
     from course_lib import lab
 
     return lab.run_chapters(options.chapters)
+
+
+def _pretrain(options: argparse.Namespace) -> int:
+    from course_lib import runs
+    from course_lib.training import with_progress
+
+    changes = {name: value for name in _PRETRAIN_OPTIONS if (value := getattr(options, name)) is not None}
+    run = runs.recipe(options.recipe, **changes)
+    began, done = time.perf_counter(), []
+    with _interrupt_noted() as interrupted:
+        records = runs.pretrain(
+            run,
+            options.out,
+            resume=options.resume,
+            device=options.device,
+            keep=options.keep,
+            should_stop=lambda: bool(interrupted),
+        )
+        for row in with_progress(records, run.steps):
+            done.append(row)
+    if interrupted and done and done[-1].step < run.steps:
+        print(f"Stopped after step {done[-1].step} of {run.steps}; a checkpoint is written.")
+        print("Go on with the same command and --resume.")
+        return 130
+    print(runs.report(run, options.out, done, time.perf_counter() - began))
+    return 0
+
+
+_PRETRAIN_OPTIONS = (
+    *("text", "begin_with", "tokens", "peak_rate", "warmup", "batch_size", "row_length", "optimizer"),
+    *("width", "layers", "dropout", "seed", "save_every"),
+)
+
+
+@contextlib.contextmanager
+def _interrupt_noted() -> Iterator[list[int]]:
+    """The first Ctrl-C (or SIGTERM) is noted in the list and the step is finished; a second one stops at once."""
+    noted: list[int] = []
+
+    def note(number: int, _frame: object) -> None:
+        if noted:
+            raise KeyboardInterrupt
+        noted.append(number)
+        print("\nFinishing this step and writing a checkpoint; once more stops at once.", file=sys.stderr)
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield noted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _record(options: argparse.Namespace) -> int:
@@ -97,6 +183,7 @@ def _doctor(_options: argparse.Namespace) -> int:
         "reviews": _check_reviews,
         "MiniLM": _check_minilm,
         "tokenizer": _check_tokenizer,
+        "models": _check_models,
         "Chromium": _check_chromium,
     }
     marks = []
@@ -172,6 +259,18 @@ def _check_tokenizer() -> tuple[str, str]:
     return "ok", f"{course_tokenizer().vocabulary.size} tokens"
 
 
+def _check_models() -> tuple[str, str]:
+    from course_lib.pretrained import CHECKPOINTS_FOLDER, load_checkpoint
+
+    names = sorted(path.parent.name for path in CHECKPOINTS_FOLDER.glob("*/config.json"))
+    parameters = load_checkpoint("encoder").n_parameters()
+    return "ok", f"{len(names)} of the course's own, such as an encoder of {parameters / 1e6:.1f} M parameters"
+
+
 def _check_chromium() -> tuple[str, str]:
     found = [path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))]
     return ("ok", found[0]) if found else ("note", "not here; only the browser tests want it (apt install chromium)")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

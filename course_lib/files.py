@@ -46,7 +46,7 @@ def write_folder(path: Path | str, contents: Mapping[str, bytes | str]) -> Path:
     ['note.txt']
     """
     path = Path(path)
-    if wrong := [name for name in contents if Path(name).name != name or not name]:
+    if wrong := [name for name in contents if Path(name).name != name or name in ("", "..")]:
         raise ValueError(f"{wrong[0]!r} is no plain file name: a folder is written without folders in it")
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial"))

@@ -127,15 +127,19 @@ class Decoder(LanguageModel):
         input_ids_BT: Tensor,
         may_attend_BQK: Tensor | None = None,
         *,
+        position_BT: Tensor | None = None,
         wanted_BT: Tensor | None = None,
         cache: Cache | None = None,
     ) -> ModelOutput:
         """may_attend_BQK: bool [B or 1, T, earlier + T]; causal where it is not given.
+        position_BT: int64 [B or 1, T], where each token stands; counted on from the cache where it is not given, which
+        is wrong behind padding.
 
         Raises ValueError for a sequence longer than the model, or an id outside its vocabulary.
         """
         start = 0 if cache is None else cache[0][0].shape[2]
-        position_BT = self._positions(input_ids_BT, start)
+        counted_BT = self._positions(input_ids_BT, start)
+        position_BT = counted_BT if position_BT is None else position_BT
         if may_attend_BQK is None:
             may_attend_BQK = masks.causal(start + input_ids_BT.shape[1])[:, start:].to(input_ids_BT.device)
         x_BTE = self.dropout(self.transformer["wte"](input_ids_BT) + self.transformer["wpe"](position_BT))

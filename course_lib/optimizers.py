@@ -79,15 +79,18 @@ def make_optimizer(
 ) -> Optimizer:
     """AdamW (arXiv:1711.05101) over `decay_groups`, fused where torch has it, or "muon"; the rate is set at every step.
 
-    Raises ValueError for another kind.
+    Raises ValueError for another kind, or a model without a parameter that is trained.
     """
     if kind not in KINDS:
         raise ValueError(f"optimizer {kind!r} is unknown: choose one of {', '.join(KINDS)}")
+    if not any(p.requires_grad for p in model.parameters()):
+        raise ValueError(f"no parameter of this {type(model).__name__} is trained: set requires_grad where it is to be")
     if kind == "muon":
         return MuonAndAdamW(model, weight_decay=weight_decay, betas=betas)
     return _adamw(decay_groups(model, weight_decay), betas)
 
 
 def _adamw(groups: list[dict], betas: tuple[float, float]) -> torch.optim.AdamW:
-    device = next(p for group in groups for p in group["params"]).device
+    trained = [p for group in groups for p in group["params"]]
+    device = trained[0].device if trained else torch.device("cpu")
     return torch.optim.AdamW(groups, lr=0.0, betas=betas, fused=device.type in ("cpu", "cuda", "mps"))

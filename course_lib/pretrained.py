@@ -18,6 +18,7 @@ from safetensors.torch import load as parse_safetensors
 from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
+from course_lib.data import DATA_FOLDER
 from course_lib.files import read_text, write_atomically
 from course_lib.layers import ACTIVATIONS, TransformerConfig
 from course_lib.model import Decoder, Encoder, EncoderDecoder, LanguageModel, TwoStream
@@ -30,6 +31,7 @@ CLASSES: dict[str, type[LanguageModel]] = {
     TwoStream.layout: TwoStream,
     EncoderDecoder.layout: EncoderDecoder,
 }
+CHECKPOINTS_FOLDER = DATA_FOLDER / "checkpoints"
 ARCHITECTURES = {"gpt2": "GPT2LMHeadModel", "bert": "BertForMaskedLM", "roformer": "RoFormerForMaskedLM"}
 
 # our name of a dimension: its name in a config.json of that layout
@@ -136,6 +138,18 @@ def load_model(folder: Path | str) -> LanguageModel:
         model = CLASSES[layout](config)
     _fill(model, weights, path)
     return model.eval()
+
+
+def load_checkpoint(name: str) -> LanguageModel:
+    """One of the course's own pre-trained models: "encoder" or "decoder", or an earlier rung of its training such as
+    "decoder_early" (a folder of data/checkpoints; each has a card).
+
+    Raises ValueError for a name that is none.
+    """
+    names = sorted(path.parent.name for path in CHECKPOINTS_FOLDER.glob("*/config.json"))
+    if name not in names:
+        raise ValueError(f"checkpoint {name!r} is unknown: choose one of {', '.join(names)}")
+    return load_model(CHECKPOINTS_FOLDER / name)
 
 
 def minilm_folder() -> Path:

@@ -130,5 +130,5 @@ class Schedule:
 
 
 def _progress(step: int, begin: int, end: int) -> float:
-    """How much of the way from `begin` to `end` a step has gone, between 0 and 1."""
-    return min(1.0, max(0.0, (step - begin) / max(1, end - begin)))
+    """How much of the way from `begin` to `end` a step has gone, between 0 and 1; at `end` all of it, however short."""
+    return 1.0 if step >= end else max(0.0, (step - begin) / max(1, end - begin))

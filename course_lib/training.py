@@ -212,8 +212,9 @@ class EarlyStopping:
 
     def update(self, loss: float) -> bool:
         """Take one measurement in; True when it is time to stop. What is not finite counts as no better."""
-        self.misses = 0 if loss < self.lowest else self.misses + 1
-        self.lowest = min(self.lowest, loss) if loss == loss else self.lowest
+        is_better = math.isfinite(loss) and loss < self.lowest
+        self.misses = 0 if is_better else self.misses + 1
+        self.lowest = loss if is_better else self.lowest
         return self.misses >= self.patience
 
 

@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 from tiny import CONFIG, corrupted, dataset, packed, tiny
 
+from course_lib.checkpoint import Checkpoints
 from course_lib.data import Packed, Review, course_tokenizer
 from course_lib.evaluation import (
     first_tokens,
@@ -18,13 +19,16 @@ from course_lib.evaluation import (
     proportion_interval,
     unigram_loss,
 )
+from course_lib.files import write_folder
 from course_lib.layers import attend
 from course_lib.model import Decoder, Encoder
 from course_lib.optimizers import make_optimizer
 from course_lib.pretrained import load_model, save_model
 from course_lib.records import Record
 from course_lib.runs import Laboratory, record, record_objectives
-from course_lib.training import held_out_loss, new_model, step, token_loss, train
+from course_lib.runs.pretraining import Pretraining, pretrain
+from course_lib.schedules import Schedule
+from course_lib.training import EarlyStopping, held_out_loss, new_model, step, token_loss, train
 from course_lib.vocabulary import IGNORE_INDEX, Vocabulary
 
 LOGITS_NV, LABELS_N = torch.zeros(4, 9), torch.zeros(4, dtype=torch.long)
@@ -99,6 +103,19 @@ def row(**changes):
     """A record's row, written to a file that must not be there afterwards."""
     keys = {"name": "masked", "seed": 0, "step": 1, "metric": "loss", "value": 1.0} | changes
     return lambda folder: Record(folder / "out.jsonl").add(**{k: v for k, v in keys.items() if v is not None})
+
+
+def schedule(**changes):
+    return lambda _: Schedule(**({"shape": "cosine", "peak": 1e-3, "total": 100} | changes))
+
+
+def pretrained(*, resume=False, **changes):
+    """A run's first row, in a folder that must not be there afterwards."""
+    return lambda folder: next(pretrain(Pretraining(**changes), folder / "out", resume=resume, device="cpu"))
+
+
+def saved_state(**state):
+    return lambda folder: Checkpoints(folder / "out").save(1, {}, state, about={})
 
 
 def damaged_record(folder):
@@ -202,6 +219,36 @@ REFUSED_MODELS = [
         "the batches have no target",
     ),
     ("device that is unknown", lambda _: new_model(Encoder, CONFIG, device="gpu"), "device 'gpu' is unknown"),
+    ("no batch in a step", trained(accumulate=0), "accumulate is 0: take at least 1"),
+    ("held-out loss after every 0 steps", trained(validate_every=0), "validate_every is 0: take at least 1"),
+    ("no patience", lambda _: EarlyStopping(0), "patience is 0: wait for at least 1 measurement"),
+    # schedules, optimizers
+    ("unknown shape", schedule(shape="cosin"), ("shape 'cosin' is unknown", "linear, cosine")),
+    ("peak rate 0", schedule(peak=0.0), ("peak is 0.0", "above 0, such as 1e-3")),
+    ("floor above 1", schedule(floor=1.5), ("floor is 1.5", "between 0 and 1")),
+    ("schedule of no step", schedule(total=0), "total is 0: a run takes at least 1 step"),
+    ("warm-up beyond the run", schedule(warmup=101), ("warmup is 101 steps and the run has 100", "shorten")),
+    ("step before the first", lambda _: Schedule("cosine", 1e-3, 9)(-1), "step is -1: steps count from 0"),
+    (
+        "unknown optimizer",
+        lambda _: make_optimizer(tiny("masked"), "sgd"),
+        ("optimizer 'sgd' is unknown", "adamw, muon"),
+    ),
+    (
+        "nothing to train",
+        lambda _: make_optimizer(tiny("masked").requires_grad_(False)),
+        ("no parameter of this Encoder is trained", "set requires_grad"),
+    ),
+    # folders, checkpoints, pre-training
+    ("folder in a folder", lambda folder: write_folder(folder / "out", {"a/b": ""}), "'a/b' is no plain file name"),
+    ("no checkpoint to stay", lambda folder: Checkpoints(folder / "out", 0), "keep is 0: the last checkpoint at least"),
+    ("state with an object", saved_state(who=Record), ("more than tensors and plain values", "leave that out")),
+    ("state with a function", saved_state(who=lambda: 0), ("what cannot be written", "leave that out")),
+    ("nothing to resume", pretrained(resume=True), "holds no checkpoint to go on from: start without --resume"),
+    ("pre-training on nothing", pretrained(tokens=0), "tokens is 0, less than one step of 4096: give more"),
+    ("pre-training with rows too long", pretrained(row_length=257), ("row_length 257 exceeds max_len 256", "shorten")),
+    ("pre-training unknown", pretrained(objective="bert"), ("objective 'bert' is unknown", "causal, prefix")),
+    ("pre-training on no file", pretrained(text="none.txt"), "none.txt"),
     # evaluation
     ("more successes than trials", lambda _: proportion_interval(3, 2), "3 successes in 2 trials"),
     ("share of no trial", lambda _: proportion_interval(0, 0), "at least 1 trial"),

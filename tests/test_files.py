@@ -1,4 +1,7 @@
+import contextlib
 import os
+import shutil
+import stat
 import subprocess
 import sys
 import time
@@ -6,7 +9,15 @@ import time
 import pytest
 
 from course_lib import files
-from course_lib.files import append_line, read_text, sha256_of, write_atomically
+from course_lib.files import (
+    append_line,
+    read_text,
+    remove_folder,
+    remove_leftovers,
+    sha256_of,
+    write_atomically,
+    write_folder,
+)
 
 
 def naive_write(path, content):
@@ -139,3 +150,161 @@ def test_text_comes_as_it_is_without_a_byte_order_mark(tmp_path):
 def test_a_fingerprint_is_sha256(tmp_path):
     (tmp_path / "abc").write_bytes(b"abc")
     assert sha256_of(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+# ---------------------------------------------------------------- folders
+
+
+def naive_folder(path, contents):
+    """Open, write, next: the folder is there before its files are, and an older one of its name is mixed with it."""
+    path.mkdir(parents=True, exist_ok=True)
+    for name, content in contents.items():
+        naive_write(path / name, content)
+
+
+def folder_survives_a_crash(write, tmp_path, monkeypatch, nth) -> bool:
+    """Whether the older folder or the newer one is there, whole and alone, when the process stops at its nth fsync."""
+    path, older, newer = tmp_path / "step_1", {"a": "old", "b": "old"}, {"a": "new", "b": "new", "c": "new"}
+    write(path, older)
+    fsync, left = os.fsync, [nth]
+
+    def crash(descriptor):
+        left[0] -= 1
+        if left[0] == 0:
+            raise KeyboardInterrupt
+        fsync(descriptor)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "fsync", crash)
+        with contextlib.suppress(KeyboardInterrupt):
+            write(path, newer)
+    return os.listdir(tmp_path) == ["step_1"] and contents_of(path) in (older, newer)
+
+
+def contents_of(folder):
+    return {file.name: file.read_text() for file in folder.iterdir()}
+
+
+@pytest.mark.parametrize("nth", [1, 2, 3, 4, 5, 6])
+def test_an_interrupted_folder_is_the_old_one_or_the_new_one_and_alone(tmp_path, monkeypatch, nth):
+    assert folder_survives_a_crash(write_folder, tmp_path, monkeypatch, nth)
+
+
+def test_the_check_above_refuses_a_naive_folder(tmp_path, monkeypatch):
+    assert not folder_survives_a_crash(naive_folder, tmp_path, monkeypatch, 2)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows cannot flush a folder")
+def test_a_folders_files_and_names_are_on_the_disk_before_it_gets_its_own(tmp_path, monkeypatch):
+    events = []
+    fsync, replace = os.fsync, os.replace
+
+    def flush(descriptor):
+        events.append(f"flush {'folder' if stat.S_ISDIR(os.fstat(descriptor).st_mode) else 'file'}")
+        fsync(descriptor)
+
+    def rename(source, target):
+        events.append("rename")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", flush)
+    monkeypatch.setattr(os, "replace", rename)
+    write_folder(tmp_path / "step_1", {"a": "x", "b": b"y"})
+    assert events == ["flush file", "flush file", "flush folder", "rename", "flush folder"]
+
+
+FOLDER_WRITER = """
+import itertools, sys
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from course_lib.files import write_folder
+path = Path(sys.argv[1])
+def naive(path, contents):
+    path.mkdir(parents=True, exist_ok=True)
+    for name, content in contents.items():
+        (path / name).write_text(content)
+write = write_folder if sys.argv[3] == "ours" else naive
+path.with_name("started").touch()
+for n in itertools.count():
+    write(path, {name: chr(97 + n % 26) * 300_000 for name in "abcd"})
+"""
+
+
+def whole_folders_after_kills(tmp_path, writer, times) -> list[bool]:
+    """For each of several kills (SIGKILL on a POSIX system): is the folder absent, or four whole files of one kind?
+    Between kills the leftovers are removed, and nothing but the folder is left."""
+    path, started, whole = tmp_path / "step_1", tmp_path / "started", []
+    for n in range(times):
+        argv = [sys.executable, "-c", FOLDER_WRITER, str(path), str(files.__file__).rsplit("course_lib", 1)[0], writer]
+        with subprocess.Popen(argv) as process:
+            while not started.exists():
+                time.sleep(0.002)
+            time.sleep(0.011 * (n + 1))
+            process.kill()
+        started.unlink()
+        found = contents_of(path) if path.exists() else None
+        kinds = {(len(content), content[:1] * len(content) == content) for content in (found or {}).values()}
+        whole.append(
+            found is None
+            or (set(found) == set("abcd") and kinds == {(300_000, True)} and len(set(found.values())) == 1)
+        )
+        remove_leftovers(tmp_path)
+        assert set(os.listdir(tmp_path)) <= {"step_1"}
+    return whole
+
+
+def test_a_killed_writer_leaves_a_whole_folder_or_none(tmp_path):
+    assert all(whole_folders_after_kills(tmp_path, "ours", 6))
+
+
+def test_the_check_above_refuses_a_naive_folder_writer(tmp_path):
+    assert not all(whole_folders_after_kills(tmp_path, "naive", 6))
+
+
+def test_a_folder_takes_the_place_of_an_older_one_and_nothing_of_that_is_left(tmp_path):
+    write_folder(tmp_path / "x" / "step_1", {"a": "old", "b": "old"})
+    assert write_folder(str(tmp_path / "x" / "step_1"), {"b": "été", "c": b"\x00\xff"}) == tmp_path / "x" / "step_1"
+    assert sorted(os.listdir(tmp_path / "x" / "step_1")) == ["b", "c"]
+    assert (tmp_path / "x" / "step_1" / "b").read_bytes() == "été".encode()
+    assert (tmp_path / "x" / "step_1" / "c").read_bytes() == b"\x00\xff"
+    assert os.listdir(tmp_path / "x") == ["step_1"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has other permissions")
+def test_others_may_read_the_folder(tmp_path):
+    assert stat.S_IMODE(write_folder(tmp_path / "step_1", {"a": "x"}).stat().st_mode) == 0o755
+
+
+@pytest.mark.parametrize("name", ["", "..", ".", "a/b", "/a", "../a"])
+def test_a_name_that_leads_elsewhere_is_refused_before_anything_is_written(tmp_path, name):
+    with pytest.raises(ValueError, match="is no plain file name"):
+        write_folder(tmp_path / "step_1", {"fine": "x", name: "y"})
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_that_cannot_be_written_leaves_nothing_behind(tmp_path):
+    with pytest.raises(UnicodeEncodeError):
+        write_folder(tmp_path / "step_1", {"a": "x", "b": "half a pair: \ud800"})
+    assert os.listdir(tmp_path) == []
+
+
+def test_leftovers_are_removed_and_nothing_else(tmp_path):
+    for name in (".step_1.abc.partial", "step_2", ".hidden", "kept.partial"):
+        write_folder(tmp_path / name, {"a": "x"})
+    remove_leftovers(tmp_path)
+    assert sorted(os.listdir(tmp_path)) == [".hidden", "kept.partial", "step_2"]
+    remove_leftovers(tmp_path / "not there")
+
+
+def test_a_removed_folder_leaves_its_name_at_once_and_whole(tmp_path, monkeypatch):
+    """A kill while its files are deleted finds it under a leftover's name, never half of it under its own."""
+    path = write_folder(tmp_path / "step_1", {"a": "x", "b": "x"})
+    seen = []
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "rmtree", lambda *_, **__: seen.append(path.exists()))
+        remove_folder(path)
+    assert seen == [False]
+    remove_leftovers(tmp_path)
+    assert os.listdir(tmp_path) == []
+    remove_folder(path)  # not there: nothing to do
+    assert os.listdir(tmp_path) == []

@@ -6,13 +6,16 @@ from functools import partial
 
 import pytest
 import torch
+from safetensors.torch import load as parse
 from safetensors.torch import load_file, save_file
-from tiny import CONFIG, packed, shaken, tiny
+from tiny import CONFIG, differ, packed, shaken, tiny
 
 from course_lib import pretrained
 from course_lib.data import course_tokenizer
+from course_lib.files import sha256_of
 from course_lib.model import Decoder, Encoder, EncoderDecoder, TwoStream
-from course_lib.pretrained import load_minilm, load_model, minilm_folder, save_model
+from course_lib.pretrained import load_minilm, load_model, minilm_folder, model_files, save_model
+from course_lib.tokenizer import load_tokenizer, train_tokenizer
 from course_lib.training import new_model
 
 MODELS = {
@@ -140,6 +143,79 @@ def test_minilm_is_the_published_model():
     assert len(tokenizer.encode("a film " * 400)) == 800  # nothing is cut or padded
     with pytest.raises(ValueError, match="lies outside the model's vocabulary of 30522"):
         model(torch.tensor([[30522]]))
+
+
+# ---------------------------------------------------------------- in half the bytes
+
+BF16 = torch.bfloat16
+ROTARY = pytest.param(
+    "roformer", marks=pytest.mark.xfail(reason="RoFormer's table of sines is rounded with the weights", strict=True)
+)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_in_bfloat16_a_model_takes_half_the_bytes_and_comes_back_as_the_rounded_values_in_fp32(name, tmp_path):
+    model = MODELS[name]()
+    whole, half = model_files(model)["model.safetensors"], model_files(model, dtype=BF16)["model.safetensors"]
+    of_numbers = 2 * sum(tensor.numel() for tensor in parse(whole).values())
+    assert len(whole) - len(half) == pytest.approx(of_numbers, abs=2000)  # what is left over is names and padding
+    weights = load_model(save_model(model, tmp_path, dtype=BF16)).state_dict()
+    assert {tensor.dtype for tensor in weights.values()} == {torch.float32}
+    for key, tensor in model.state_dict().items():
+        assert torch.equal(weights[key], tensor.to(BF16).float()), key
+    assert any(not torch.equal(weights[key], tensor) for key, tensor in model.state_dict().items())
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, BF16])
+def test_the_files_are_those_that_are_saved_and_the_config_names_their_type(dtype, tmp_path):
+    model = tiny("causal")
+    files = model_files(model, course_tokenizer(), dtype=dtype)
+    save_model(model, tmp_path, course_tokenizer(), dtype=dtype)
+    assert files == {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    assert files.keys() == {"model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"}
+    assert json.loads(files["config.json"])["torch_dtype"] == str(dtype).removeprefix("torch.")
+    assert {tensor.dtype for tensor in parse(files["model.safetensors"]).values()} == {dtype}
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+
+
+def test_a_model_that_was_saved_twice_in_bfloat16_is_rounded_once(tmp_path):
+    files = model_files(tiny("causal"), dtype=BF16)
+    save_model(tiny("causal"), tmp_path, dtype=BF16)
+    assert model_files(load_model(tmp_path), dtype=BF16) == files
+
+
+@pytest.mark.parametrize("name", ["gpt2", "bert", ROTARY])
+def test_in_bfloat16_a_model_opens_in_transformers_with_equal_logits_in_fp32(name, tmp_path):
+    transformers = pytest.importorskip("transformers", reason="install the extra [interop]")
+    auto = transformers.AutoModelForCausalLM if name == "gpt2" else transformers.AutoModelForMaskedLM
+    save_model(MODELS[name](), tmp_path, course_tokenizer(), dtype=BF16)
+    theirs = auto.from_pretrained(tmp_path, local_files_only=True, torch_dtype=torch.float32).eval()
+    ids_BT = packed().ids_NT[:4]
+    with torch.no_grad():
+        logits = theirs(ids_BT).logits
+        assert differ(load_model(tmp_path)(ids_BT).logits, logits) < 1e-5
+        assert differ(MODELS[name]().eval()(ids_BT).logits, logits) > 1e-3  # the control: what was rounded is seen
+
+
+# ---------------------------------------------------------------- the tokenizer's fingerprint
+
+
+def test_the_fingerprint_of_a_tokenizer_is_that_of_its_file_and_changes_with_any_token(tmp_path):
+    tokenizer = train_tokenizer(["a good film", "a bad film"] * 5, vocab_size=380)
+    path = tokenizer.save(tmp_path / "tokenizer.json")
+    assert sha256_of(path) == tokenizer.fingerprint == load_tokenizer(path).fingerprint
+    content = json.loads(path.read_text("utf-8"))
+    vocabulary = content["model"]["vocab"]
+    last = max(vocabulary, key=vocabulary.get)
+    vocabulary["qx"] = vocabulary.pop(last)
+    content["model"]["merges"] = [pair for pair in content["model"]["merges"] if "".join(pair) != last]
+    path.write_text(json.dumps(content))
+    changed = load_tokenizer(path)
+    assert changed.vocabulary.size == tokenizer.vocabulary.size
+    assert changed.fingerprint != tokenizer.fingerprint
+    assert train_tokenizer(["a good film", "a bad film"] * 5, vocab_size=380).fingerprint == tokenizer.fingerprint
+    tokenizer.encode("a [MASK] film", special=True)
+    assert sha256_of(path) != tokenizer.fingerprint == load_tokenizer(tokenizer.save(path)).fingerprint
 
 
 # ---------------------------------------------------------------- refused

@@ -1,5 +1,16 @@
 """Checks of the exercises, by the exercise's name: each runs a learner's function and says what is right or wrong."""
 
 from course_lib.checks.objectives import corrupt_spans, mask_tokens, permutation_mask, shift_labels
+from course_lib.checks.training import checkpoint_state, decay_groups, step_loss, training_step, warmup_cosine
 
-__all__ = ["corrupt_spans", "mask_tokens", "permutation_mask", "shift_labels"]
+__all__ = [
+    "checkpoint_state",
+    "corrupt_spans",
+    "decay_groups",
+    "mask_tokens",
+    "permutation_mask",
+    "shift_labels",
+    "step_loss",
+    "training_step",
+    "warmup_cosine",
+]

@@ -1,7 +1,7 @@
 """Whole runs from a config: what notebooks, the command line and, later, ranks all call."""
 
 from course_lib.runs.laboratory import Laboratory, training_rows
-from course_lib.runs.pretraining import RECIPES, Pretraining, pretrain
+from course_lib.runs.pretraining import RECIPES, Pretraining, pretrain, recipe, report
 from course_lib.runs.probe import SentimentProbe
 from course_lib.runs.recording import RECORDERS, RECORDS_FOLDER, record, record_objectives
 
@@ -13,7 +13,9 @@ __all__ = [
     "Pretraining",
     "SentimentProbe",
     "pretrain",
+    "recipe",
     "record",
     "record_objectives",
+    "report",
     "training_rows",
 ]

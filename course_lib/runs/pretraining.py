@@ -120,7 +120,7 @@ class Pretraining:
         """What a checkpoint must have in common with the run that goes on from it."""
         settings = asdict(self)
         settings["rungs"] = list(self.rungs)
-        for harmless in ("name", "begin_with"):
+        for harmless in ("name", "begin_with", "text"):
             settings.pop(harmless)
         corpus = {path.name: sha256_of(path) for path in _text_files(self.text)} if self.text else None
         return settings | {
@@ -180,6 +180,47 @@ RECIPES = {
         probe=True,
     ),
 }
+
+
+def recipe(name: str, **changes: object) -> Pretraining:
+    """One of RECIPES, or with some settings changed: those of Pretraining, and `width`, `layers` and `dropout` of the
+    model. A changed recipe is not probed unless it says so, and where it has become short and no warm-up is given, a
+    tenth of it warms up.
+
+    Raises ValueError for an unknown recipe or setting.
+
+    >>> recipe("encoder", tokens=1_000_000).warmup
+    24
+    """
+    if name not in RECIPES:
+        raise ValueError(f"recipe {name!r} is unknown: choose one of {', '.join(RECIPES)}")
+    run = RECIPES[name]
+    if not changes:
+        return run
+    names = {"width": "d_model", "layers": "n_layers", "dropout": "dropout"}
+    dimensions = {ours: changes.pop(given) for given, ours in names.items() if given in changes}
+    if "d_model" in dimensions:
+        dimensions["d_ff"] = 4 * dimensions["d_model"]
+    if "row_length" in changes:
+        dimensions["max_len"] = max(run.config.max_len, changes["row_length"])
+    changed = run.with_(**({"warmup": 0, "probe": False, "config": run.config.with_(**dimensions)} | changes))
+    return changed if "warmup" in changes else changed.with_(warmup=min(run.warmup, changed.steps // 10))
+
+
+def report(run: Pretraining, folder: Path | str, rows: list[StepRecord], seconds: float) -> str:
+    """What a finished run has come to, in a few lines."""
+    folder = Path(folder)
+    record = Record(folder / "record.jsonl")
+    curve = record.values("held_out", name=run.name)
+    lowest = min(curve, key=lambda pair: pair[1])
+    read = sum(row.tokens_per_second * row.seconds for row in rows)
+    lines = [
+        f"{run.steps:,} steps, {run.steps * run.tokens_per_step:,} tokens; {seconds:.0f} s this time, "
+        f"{read / max(seconds, 1e-9):,.0f} tokens a second with everything",
+        f"held-out loss {curve[0][1]:.3f} before, {lowest[1]:.3f} nats per target at its best (step {lowest[0]:,})",
+        f"the model is in {folder / 'model'}: course_lib.pretrained.load_model opens it, and so does transformers",
+    ]
+    return "\n".join(lines)
 
 
 def pretrain(

@@ -28,6 +28,15 @@ class SentimentProbe:
         pool, tests = data.reviews_of("train", "imdb"), data.reviews_of("test", "imdb")
         return pool[: 2 * max(self.labels)], tests[: self.tests]
 
+    @property
+    def test_reviews(self) -> list[Review]:
+        """What every method is tested on."""
+        return self._pools[1]
+
+    def sample(self, labels: int, seed: int) -> list[Review]:
+        """The labelled reviews that a method learns from."""
+        return labelled_sample(self._pools[0], labels, seed)
+
     def accuracies(self, features: Callable[[list[str]], np.ndarray]) -> dict[tuple[int, int], float]:
         """{(labels, seed): accuracy} of a probe on `features(texts)`, computed once for each text."""
         return self._each(features, probe_accuracy)
@@ -42,8 +51,8 @@ class SentimentProbe:
         return self._each(read, bag_of_words_accuracy)
 
     def _each(self, read: Callable, accuracy: Callable) -> dict[tuple[int, int], float]:
-        pool, tests = self._pools
-        samples = {(n, seed): labelled_sample(pool, n, seed) for n in self.labels for seed in range(self.seeds)}
+        tests = self.test_reviews
+        samples = {(n, seed): self.sample(n, seed) for n in self.labels for seed in range(self.seeds)}
         texts = list({review.text: None for sample in samples.values() for review in sample})
         place = {text: n for n, text in enumerate(texts)}
         train_NE, test_NE = read(texts), read([review.text for review in tests])

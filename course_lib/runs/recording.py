@@ -5,19 +5,25 @@ import itertools
 import json
 from collections.abc import Callable
 from dataclasses import asdict
+from functools import partial
 from pathlib import Path
 
 import torch
 
 from course_lib import data
+from course_lib.checkpoint import Checkpoints
 from course_lib.data import DATA_FOLDER, Packed, corpus_path
-from course_lib.files import sha256_of, write_atomically
+from course_lib.files import read_text, sha256_of, write_atomically
 from course_lib.model import LanguageModel
 from course_lib.objectives import Batch
 from course_lib.optimizers import Optimizer, make_optimizer
 from course_lib.records import Record
 from course_lib.runs.laboratory import Laboratory, training_rows
+from course_lib.runs.language import record_language
+from course_lib.runs.pretraining import RECIPES, pretrain
 from course_lib.runs.probe import SentimentProbe
+from course_lib.runs.transfer import record_transfer
+from course_lib.runs.variants import record_variants
 from course_lib.runtime import fast_dtype, pick_device
 from course_lib.tokenizer import train_tokenizer
 from course_lib.training import held_out_loss, train
@@ -79,10 +85,25 @@ def record_span_collapse(*, progress: Callable[[str], None] = print) -> Path:
     return record_objectives(path=path, laboratory=at_common_rate, progress=progress)
 
 
+def record_pretraining(name: str, *, progress: Callable[[str], None] = print) -> Path:
+    """Pre-train one of the course's own models again, and write its curve; the run itself stays beside it, hidden."""
+    folder = RECORDS_FOLDER / f".pretraining_{name}"
+    run = RECIPES[name]
+    for row in pretrain(run, folder, resume=bool(Checkpoints(folder).steps())):
+        if row.held_out is not None:
+            progress(f"{name}: step {row.step} of {run.steps}, held-out loss {row.held_out:.3f}")
+    return write_atomically(RECORDS_FOLDER / f"pretraining_{name}.jsonl", read_text(folder / "record.jsonl"))
+
+
 RECORDERS: dict[str, Callable[..., Path]] = {
     "tokenizer": record_tokenizer,
     "objectives": record_objectives,
     "span_collapse": record_span_collapse,
+    "pretraining_encoder": partial(record_pretraining, "encoder"),
+    "pretraining_decoder": partial(record_pretraining, "decoder"),
+    "variants": record_variants,
+    "language": record_language,
+    "transfer": record_transfer,
 }
 
 

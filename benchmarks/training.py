@@ -1,0 +1,177 @@
+"""The training loop beside transformers' Trainer and a bare loop, the share of the machine's peak, what saving costs.
+
+Trainer runs the twin of each model, written by `save_model` and opened by the Auto classes, fed a list of examples and
+the collator that everybody uses, in bf16 where this machine gains from it. Rates are those of the median step behind
+the first few.
+"""
+
+import itertools
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import (
+    AutoModelForCausalLM,
+    AutoModelForMaskedLM,
+    DataCollatorForLanguageModeling,
+    PreTrainedTokenizerFast,
+    Trainer,
+    TrainerCallback,
+    TrainingArguments,
+)
+
+from course_lib.checkpoint import Checkpoints, random_states
+from course_lib.data import DATA_FOLDER
+from course_lib.optimizers import make_optimizer
+from course_lib.pretrained import model_files, save_model
+from course_lib.runs import RECIPES, Pretraining
+from course_lib.runtime import autocast, fast_dtype, matmul_rate, pick_device
+from course_lib.training import step, token_loss, train
+
+SKIPPED, COUNTED = 3, 12
+DEVICE = pick_device("cpu")
+
+
+def of_ours(run: Pretraining, rows: object) -> list[float]:
+    """Seconds of each step of our loop, data preparation included."""
+    loop = train(run.model(), run.dataset(rows), steps=SKIPPED + COUNTED, rate=1e-3)
+    return _between(loop)
+
+
+def of_bare(run: Pretraining, rows: object) -> list[float]:
+    """The same model and batches in the fewest lines."""
+    model, dataset = run.model(), run.dataset(rows)
+    optimizer = make_optimizer(model)
+
+    def loop():
+        for number in range(SKIPPED + COUNTED):
+            batch = dataset.batch(number)
+            with autocast(DEVICE):
+                total, count = token_loss(model.target_logits(batch), batch.labels_BL[batch.is_target_BL])
+            (total / count).backward()
+            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+            for group in optimizer.param_groups:
+                group["lr"] = 1e-3
+            optimizer.step()
+            optimizer.zero_grad()
+            total.item()
+            yield
+
+    return _between(loop())
+
+
+def of_trainer(run: Pretraining, rows: object) -> list[float]:
+    """transformers' Trainer on the twin."""
+    marks = []
+
+    class Clock(TrainerCallback):
+        def on_step_end(self, *_arguments: object, **_more: object) -> None:
+            marks.append(time.perf_counter())
+
+    with tempfile.TemporaryDirectory() as folder:
+        save_model(run.model(), folder)
+        masked = run.objective == "masked"
+        twin = (AutoModelForMaskedLM if masked else AutoModelForCausalLM).from_pretrained(folder)
+        names = {f"{role}_token": f"[{role.upper()}]" for role in ("pad", "unk", "bos", "eos", "cls", "sep", "mask")}
+        tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(DATA_FOLDER / "tokenizer.json"), **names)
+        arguments = TrainingArguments(
+            output_dir=folder, max_steps=SKIPPED + COUNTED, per_device_train_batch_size=run.batch_size, use_cpu=True,
+            bf16=fast_dtype(DEVICE) == torch.bfloat16, learning_rate=1e-3, save_strategy="no", report_to=[],
+            disable_tqdm=True, logging_strategy="no",
+        )  # fmt: skip
+        share = run.options.get("mask_prob", 0.15)
+        collator = DataCollatorForLanguageModeling(tokenizer, mlm=masked, mlm_probability=share)
+        examples = [{"input_ids": ids} for ids in rows.ids_NT[: run.batch_size * (SKIPPED + COUNTED)].tolist()]
+        Trainer(twin, arguments, data_collator=collator, train_dataset=examples, callbacks=[Clock()]).train()
+    return [b - a for a, b in itertools.pairwise(marks)][SKIPPED - 1 :]
+
+
+def share_of_peak(run: Pretraining, rows: object, dtype: torch.dtype) -> tuple[float, float, float]:
+    """Operations of one step as torch counts them, a second; the machine's peak in a matrix product; their ratio."""
+    model, dataset = run.model(), run.dataset(rows)
+    optimizer = make_optimizer(model)
+    with FlopCounterMode(display=False) as counter:
+        step(model, optimizer, [dataset.batch(0)], rate=1e-3, dtype=dtype)
+    seconds = []
+    for number in range(1, 8):
+        batch = dataset.batch(number)
+        began = time.perf_counter()
+        step(model, optimizer, [batch], rate=1e-3, dtype=dtype)
+        seconds.append(time.perf_counter() - began)
+    reached = counter.get_total_flops() / statistics.median(seconds)
+    peak = matmul_rate(dtype, DEVICE, size=2048)
+    return reached, peak, reached / peak
+
+
+def where_time_goes(run: Pretraining, rows: object, dtype: torch.dtype) -> list[tuple[str, float]]:
+    """The operators that take most of a step, as shares of its time."""
+    model, dataset = run.model(), run.dataset(rows)
+    optimizer = make_optimizer(model)
+    batches = [dataset.batch(k) for k in range(4)]
+    step(model, optimizer, batches[:1], rate=1e-3, dtype=dtype)
+    with torch.profiler.profile(activities=[torch.profiler.ProfilerActivity.CPU]) as profile:
+        for batch in batches[1:]:
+            step(model, optimizer, [batch], rate=1e-3, dtype=dtype)
+    events = sorted(profile.key_averages(), key=lambda event: -event.self_cpu_time_total)
+    total = sum(event.self_cpu_time_total for event in events)
+    return [(event.key, event.self_cpu_time_total / total) for event in events[:10]]
+
+
+def cost_of_saving(run: Pretraining, seconds_a_step: float) -> float:
+    """Seconds of a checkpoint as a share of the 100 steps between two."""
+    model = run.model()
+    optimizer = make_optimizer(model, run.optimizer)
+    step(model, optimizer, [run.dataset(run.rows()[0]).batch(0)], rate=1e-3)
+    with tempfile.TemporaryDirectory(dir=Path.cwd()) as folder:
+        checkpoints, seconds = Checkpoints(Path(folder)), []
+        for number in range(5):
+            began = time.perf_counter()
+            state = {"optimizer": optimizer.state_dict(), "random": random_states(), "tokens": 0}
+            checkpoints.save(number, model_files(model), state, about=run.about(), score=1.0)
+            seconds.append(time.perf_counter() - began)
+    return statistics.median(seconds) / (100 * seconds_a_step)
+
+
+def _between(loop: object) -> list[float]:
+    marks = [time.perf_counter()]
+    for _ in loop:
+        marks.append(time.perf_counter())
+    return [b - a for a, b in itertools.pairwise(marks)][SKIPPED:]
+
+
+def _row(name: str, value: float, wanted: str) -> None:
+    print(f"{name:<58} {value:>8.3f}   {wanted}")
+
+
+def main() -> None:
+    print(f"{torch.get_num_threads()} threads, {fast_dtype(DEVICE)} where it pays")
+    print(f"{'ratio':<58} {'':>8}   wanted")
+    wanted = {"encoder": "at least 2 (masked)", "decoder": "at least 1.3 (causal)"}
+    for name, goal in wanted.items():
+        run = RECIPES[name].with_(optimizer="adamw")
+        rows, _ = run.rows()
+        ways: dict[str, Callable] = {"ours": of_ours, "bare": of_bare, "trainer": of_trainer}
+        took = {way: [] for way in ways}
+        for way in ("ours", "bare", "trainer", "trainer", "bare", "ours"):  # there and back: what drifts cancels
+            took[way] += ways[way](run, rows)
+        median = {way: statistics.median(seconds) for way, seconds in took.items()}
+        print(f"{name}: " + ", ".join(f"{way} {run.tokens_per_step / m:,.0f} tokens/s" for way, m in median.items()))
+        _row(f"{name}: tokens a second, ours over Trainer", median["trainer"] / median["ours"], goal)
+        _row(f"{name}: tokens a second, ours over a bare loop", median["bare"] / median["ours"], "at least 0.97")
+        if name == "decoder":
+            for dtype in (torch.float32, torch.bfloat16):
+                reached, peak, share = share_of_peak(run, rows, dtype)
+                print(f"{dtype}: {reached / 1e9:,.0f} of {peak / 1e9:,.0f} GFLOP/s")
+                _row(f"decoder: share of the peak in {dtype}", share, "above 0.6 in float32")
+                for operator, part in where_time_goes(run, rows, dtype):
+                    print(f"    {operator:<54} {part:>8.1%}")
+            _row("decoder: a checkpoint every 100 steps", cost_of_saving(run, median["ours"]), "at most 0.03")
+
+
+if __name__ == "__main__":
+    main()

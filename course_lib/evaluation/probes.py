@@ -1,0 +1,99 @@
+"""What a simple classifier finds in frozen features, and in a bag of words, from few labels.
+
+Axes: N a text, E a feature.
+"""
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import torch
+from sklearn.feature_extraction.text import TfidfVectorizer
+from sklearn.linear_model import LogisticRegression
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
+from torch import Tensor
+
+from course_lib.data import Review, pad
+from course_lib.model import LanguageModel
+from course_lib.runtime import autocast, seeded
+from course_lib.tokenizer import Tokenizer
+
+COMPARISON_TOKENS = 126  # every method reads this much of a text, in tokens of the course's tokenizer
+
+
+def first_tokens(texts: Iterable[str], tokenizer: Tokenizer, count: int = COMPARISON_TOKENS) -> list[str]:
+    """The stretch of each text that its first `count` tokens cover: what every method of a comparison reads.
+
+    Raises ValueError for a count below 1.
+    """
+    if count < 1:
+        raise ValueError(f"count is {count}: a comparison reads at least 1 token")
+    return [tokenizer.decode(ids[:count]) for ids in tokenizer.encode_all(texts)]
+
+
+@torch.no_grad()
+def frozen_features(
+    model: LanguageModel,
+    texts: Sequence[str],
+    tokenizer: Tokenizer,
+    *,
+    frame: tuple[str, str] = ("bos", "eos"),
+    batch_size: int = 64,
+    dtype: torch.dtype | None = None,
+) -> np.ndarray:
+    """float32 [N, E]: the model's last hidden state averaged over each text's first tokens. Nothing is trained.
+
+    frame: the special tokens around a text, those that the model was trained with.
+    Raises ValueError for no texts, a batch of none, or a model shorter than COMPARISON_TOKENS and their frame.
+    """
+    if not texts or batch_size < 1:
+        raise ValueError(f"{len(texts)} texts in batches of {batch_size}: give at least one of each")
+    device = next(model.parameters()).device
+    was_training = model.training
+    model.eval()
+    encoded = tokenizer.encode_all(texts)
+    order = sorted(range(len(texts)), key=lambda n: len(encoded[n]))  # texts of like length share a batch
+    rows: list[Tensor] = []
+    try:
+        for start in range(0, len(order), batch_size):
+            sequences = [encoded[n] for n in order[start : start + batch_size]]
+            ids_BT = pad(sequences, tokenizer.vocabulary, length=COMPARISON_TOKENS + 2, frame=frame).to(device)
+            with autocast(device, dtype):
+                rows.append(model.features(ids_BT, ids_BT != tokenizer.vocabulary.pad).float().cpu())
+    finally:
+        model.train(was_training)
+    features_NE = torch.cat(rows)
+    return features_NE[torch.tensor(order).argsort()].numpy()
+
+
+def probe_accuracy(
+    train_NE: np.ndarray, train_labels: np.ndarray, test_NE: np.ndarray, test_labels: np.ndarray
+) -> float:
+    """Accuracy of a logistic regression on standardised features: what a linear reader finds in them."""
+    probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.05, max_iter=1000))
+    return float(probe.fit(train_NE, train_labels).score(test_NE, test_labels))
+
+
+def bag_of_words_accuracy(
+    train_texts: Sequence[str], train_labels: np.ndarray, test_texts: Sequence[str], test_labels: np.ndarray
+) -> float:
+    """Accuracy of TF-IDF over words and word pairs with logistic regression: the baseline that must be beaten."""
+    model = make_pipeline(
+        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\b\w+\b"),
+        LogisticRegression(C=10.0, max_iter=1000),
+    )
+    return float(model.fit(train_texts, train_labels).score(test_texts, test_labels))
+
+
+def labelled_sample(reviews: Sequence[Review], count: int, seed: int) -> list[Review]:
+    """`count` reviews, half of them positive, fixed by the seed.
+
+    Raises ValueError for an odd count, or more than there are of either kind.
+    """
+    kinds = [[review for review in reviews if review.label == label] for label in (0, 1)]
+    least = min(map(len, kinds))
+    if count % 2 or not 2 <= count <= 2 * least:
+        raise ValueError(f"count is {count}: give an even number from 2 to {2 * least}, half of each kind is taken")
+    generator = seeded(seed, count)
+    picked = [kind[i] for kind in kinds for i in torch.randperm(len(kind), generator=generator)[: count // 2].tolist()]
+    return [picked[i] for i in torch.randperm(count, generator=generator).tolist()]

@@ -1,0 +1,99 @@
+"""What the shipped decoder is worth beside counting and compressing, and whether its samples hold up."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from course_lib import data
+from course_lib.checkpoint import check_same
+from course_lib.data import DATA_FOLDER, course_tokenizer, holds_slur, normalize
+from course_lib.evaluation import (
+    COMPRESSORS,
+    Bigram,
+    bits_per_byte,
+    compressed_bits_per_byte,
+    copied_share,
+    distinct_share,
+    stream_nats,
+    uniform_loss,
+    unigram_loss,
+)
+from course_lib.files import sha256_of
+from course_lib.generation import generate
+from course_lib.pretrained import CHECKPOINTS_FOLDER, load_checkpoint
+from course_lib.records import Record
+from course_lib.runtime import pick_device, seeded
+
+RUNGS = ("decoder_early", "decoder_middle", "decoder")
+SAMPLES, SAMPLE_TOKENS, DISTINCT, COPIED = 200, 60, 3, 12
+
+
+def record_language(
+    *, path: Path = DATA_FOLDER / "records" / "language.jsonl", progress: Callable[[str], None] = print
+) -> Path:
+    """Bits per byte and nats per token of held-out reviews, for every rival and rung; then 200 samples of the decoder
+    beside 200 stretches of held-out reviews: distinct 3-grams, and 12-grams that stand in the training text.
+
+    Raises ValueError where the file was begun with other checkpoints.
+    """
+    about = {"checkpoints_sha256": {name: sha256_of(CHECKPOINTS_FOLDER / name / "model.safetensors") for name in RUNGS}}
+    record = Record(path, command="course record language", about=about)
+    for sitting in record.provenance() if path.exists() else []:
+        check_same({name: sitting.get(name) for name in about}, about)
+    training = [normalize(text) for text in data.training_texts()]
+    held_out = [normalize(review.text) for review in data.reviews_of("dev")]
+    n_bytes = sum(len(text.encode()) for text in held_out)
+    train_N, test_N = _stream(training), _stream(held_out)
+
+    def add(name: str, metric: str, value: float) -> None:
+        record.add(name=name, seed=0, step=0, metric=metric, value=value)
+        progress(f"{name}: {metric} {value:.4f}")
+
+    def add_nats(name: str, nats: float) -> None:
+        add(name, "nats_per_token", nats / (len(test_N) - 1))
+        add(name, "bits_per_byte", bits_per_byte(nats, n_bytes))
+
+    vocabulary = course_tokenizer().vocabulary
+    add_nats("uniform", uniform_loss(vocabulary) * (len(test_N) - 1))
+    add_nats("unigram", unigram_loss(train_N, test_N[1:], vocabulary) * (len(test_N) - 1))
+    add_nats("bigram", float(Bigram.fit(train_N, vocabulary).nats(test_N).sum()))
+    for name in RUNGS:
+        add_nats(name, float(stream_nats(load_checkpoint(name).to(pick_device()), test_N).sum()))
+    written, real = samples(), _stretches(held_out)
+    for name, texts in (("samples", written), ("reviews", real)):
+        add(name, f"distinct_{DISTINCT}", distinct_share(texts, DISTINCT))
+        add(name, f"copied_{COPIED}", copied_share(texts, train_N.tolist(), COPIED))
+    for name in COMPRESSORS:
+        add(name, "bits_per_byte", compressed_bits_per_byte(name, "\n".join(training), "\n".join(held_out)))
+    return path
+
+
+def samples(count: int = SAMPLES, length: int = SAMPLE_TOKENS, *, seed: int = 0) -> list[list[int]]:
+    """Texts that the decoder writes from nothing, at temperature 1 and without cutting its distribution; one that holds
+    a slur is drawn again."""
+    model, tokenizer = load_checkpoint("decoder").to(pick_device()), course_tokenizer()
+    generator, found = seeded(seed), []
+    while len(found) < count:
+        drawn = generate(
+            model,
+            [[tokenizer.vocabulary.bos]] * 50,
+            tokenizer.vocabulary,
+            max_new_tokens=length,
+            stop_ids=(),
+            generator=generator,
+        )
+        found += [ids for ids in drawn if len(ids) == length and not holds_slur(tokenizer.decode(ids))]
+    return found[:count]
+
+
+def _stretches(texts: list[str]) -> list[list[int]]:
+    """The beginnings of as many real reviews, as long as the samples."""
+    long_enough = (ids for ids in course_tokenizer().encode_all(texts) if len(ids) >= SAMPLE_TOKENS)
+    return [ids[:SAMPLE_TOKENS] for ids, _ in zip(long_enough, range(SAMPLES), strict=False)]
+
+
+def _stream(texts: list[str]) -> torch.Tensor:
+    tokenizer = course_tokenizer()
+    bos, eos = tokenizer.vocabulary.bos, tokenizer.vocabulary.eos
+    return torch.tensor([i for ids in tokenizer.encode_all(texts) for i in (bos, *ids, eos)])

