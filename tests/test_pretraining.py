@@ -136,6 +136,7 @@ def sitting(run, folder, *, leave_after=None, stop_at=None, resume=False):
     """One sitting in the way of a stop button that closes the generator (leave_after), or of a signal that is noted and
     obeyed when the step is done (stop_at). What it yields, row by row."""
     unlike(os.getpid() if resume else 0)
+    torch.manual_seed(os.getpid())  # a new run seeds what it draws from
     taken = lambda: max((step for metric, step in curve(folder) if metric == "loss"), default=0)
     should_stop = (lambda: taken() >= stop_at) if stop_at else (lambda: False)
     rows = pretrain(run, folder, resume=resume, device="cpu", should_stop=should_stop)

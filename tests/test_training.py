@@ -429,6 +429,14 @@ def test_the_held_out_loss_is_measured_after_every_so_many_steps_of_the_whole_ru
     assert len(set(measured)) == 2
 
 
+def test_a_loop_trains_in_training_mode_whatever_the_model_was_in_before():
+    model = tiny("causal", dropout=0.5).eval()
+    (record,) = run(model, dataset("causal"), 1)
+    assert model.training
+    without_dropout = held_out_loss(tiny("causal", dropout=0.5), [dataset("causal").batch(0)], dtype=FP32)
+    assert abs(record.loss - without_dropout) > 1e-3
+
+
 def test_a_rate_may_be_a_number_and_tokens_go_on_from_those_read_before():
     (record,) = train(tiny("causal"), dataset("causal"), steps=1, rate=1e-3, tokens=1000, dtype=FP32)
     assert (record.rate, record.tokens) == (1e-3, 1000 + 8 * 24)

@@ -12,7 +12,7 @@ import torch
 from tiny import tiny
 
 from course_lib import data, pretrained
-from course_lib.data import course_tokenizer, normalize
+from course_lib.data import Review, course_tokenizer, normalize
 from course_lib.evaluation import (
     COMPRESSORS,
     Bigram,
@@ -28,15 +28,25 @@ from course_lib.evaluation import (
     unigram_loss,
 )
 from course_lib.finetuning import Classifier, FineTuning, fine_tune, predictions
+from course_lib.generation import generate
 from course_lib.model import Encoder
 from course_lib.pretrained import load_checkpoint, save_model
 from course_lib.records import Record
 from course_lib.runs import language, transfer
 from course_lib.runs.probe import SentimentProbe
+from course_lib.runtime import seeded
 from course_lib.training import new_model
 
 TOKENIZER = course_tokenizer()
-PROBE = SentimentProbe((4, 8), 2, 8)
+PROBE = SentimentProbe((4, 20), 2, 10)
+
+
+def often_ending(model):
+    """A decoder that likes to write [EOS], as one does that has read short documents."""
+    bias_E = model.transformer["ln_f"].bias.detach()
+    with torch.no_grad():
+        model.transformer["wte"].weight[TOKENIZER.vocabulary.eos] = 6 * bias_E / bias_E.square().sum()
+    return model
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -45,8 +55,13 @@ def stand_ins(tmp_path_factory):
     folder, reviews_of = tmp_path_factory.mktemp("checkpoints"), data.reviews_of
     save_model(tiny("masked", max_len=128, n_layers=2), folder / "encoder")
     for number, name in enumerate(language.RUNGS):
-        save_model(tiny("causal", shake=0.1 * (number + 1)), folder / name)
-    few = cache(lambda split, source=None: reviews_of(split, source)[: 12 if split == "dev" else 60])
+        save_model(often_ending(tiny("causal", shake=0.1 * (number + 1))), folder / name)
+
+    @cache
+    def few(split, source=None):
+        found = reviews_of(split, source)
+        return [*found[:11], next(r for r in found if not r.text.isascii())] if split == "dev" else found[:60]
+
     texts = [review.text for review in reviews_of("train")[:20]]
     with pytest.MonkeyPatch.context() as patch:
         for module in (pretrained, language, transfer):
@@ -69,8 +84,10 @@ def other_weights(folder, name):
     path = folder / name / "model.safetensors"
     before = path.read_bytes()
     path.write_bytes(before + b"other")
-    yield
-    path.write_bytes(before)
+    try:
+        yield
+    finally:
+        path.write_bytes(before)
 
 
 # ---------------------------------------------------------------- the language model and its rivals
@@ -105,6 +122,7 @@ def test_every_rival_is_measured_in_nats_per_token_and_in_bits_per_byte(recorded
     record, _ = recorded
     test_N, train_N = stream(held_out()), stream(map(normalize, data.training_texts()))
     n_bytes = sum(len(text.encode()) for text in held_out())
+    assert n_bytes > sum(map(len, held_out()))  # a byte is not a character
     nats = {name: stream_nats(load_checkpoint(name), test_N).sum() for name in language.RUNGS}
     nats["uniform"] = math.log(8192) * (len(test_N) - 1)
     nats["unigram"] = unigram_loss(train_N, test_N[1:], TOKENIZER.vocabulary) * (len(test_N) - 1)
@@ -162,6 +180,14 @@ def test_samples_have_their_length_hold_no_special_token_and_are_fixed_by_their_
     assert len({tuple(ids) for ids in language.samples(60, 3)}) == 60
 
 
+def test_samples_are_what_the_decoder_writes_from_nothing_without_an_end():
+    vocabulary, generator = TOKENIZER.vocabulary, seeded(0)
+    write = lambda **more: generate(load_checkpoint("decoder"), [[vocabulary.bos]] * 50, vocabulary, max_new_tokens=12,
+                                    generator=generator, **more)  # fmt: skip
+    assert language.samples(60, 12) == [*write(stop_ids=()), *write(stop_ids=())[:10]]
+    assert any(len(ids) < 12 for ids in write())  # the control: [EOS] would come
+
+
 def test_a_sample_that_holds_a_slur_is_left_out_and_another_drawn(monkeypatch):
     everything = language.samples(100, 8)
     is_bad = lambda text: "z" in text
@@ -195,7 +221,7 @@ def tuned(encoder, how, sample, tests, seed):
 def test_every_method_is_measured_on_the_same_samples_and_tests(transferred):
     record, said = transferred
     assert len(said) == len(record.rows()) == len(transfer.METHODS) * 2 * 2
-    sample, tests = PROBE.sample(8, 1), PROBE.test_reviews
+    sample, tests = PROBE.sample(20, 1), PROBE.test_reviews
     (texts, labels), (test_texts, test_labels) = read(sample), read(tests)
     encoder = load_checkpoint("encoder")
     scratch = new_model(Encoder, encoder.config, seed=1)
@@ -207,10 +233,21 @@ def test_every_method_is_measured_on_the_same_samples_and_tests(transferred):
         "fine-tuned": tuned(encoder, transfer.PRETRAINED[100], sample, tests, 1),
         "scratch": tuned(scratch, transfer.SCRATCH[100], sample, tests, 1),
     }
-    found = {name: dict(record.values("accuracy", name=name, seed=1))[8] for name in transfer.METHODS}
+    found = {name: dict(record.values("accuracy", name=name, seed=1))[20] for name in transfer.METHODS}
     assert found == wanted
-    line = f"scratch, 8 labels, sample 1: {wanted['scratch']:.4f}"
+    line = f"scratch, 20 labels, sample 1: {wanted['scratch']:.4f}"
     assert line in said
+
+
+@pytest.mark.parametrize("method", transfer.METHODS)
+def test_no_method_reads_further_than_the_others(method):
+    """What tells stands behind the first 126 tokens, so that an even bet is all there is."""
+    filler = " ".join(["the film"] * 70)
+    sample = [Review(f"{filler} {'good' if label else 'bad'}", label, "made up") for label in (0, 1) * 4]
+    assert transfer.accuracy(method, sample, sample, seed=0) == 0.5
+    if method == "bag of words":  # the control: in front of them it is found
+        sample = [replace(review, text=" ".join(reversed(review.text.split()))) for review in sample]
+        assert transfer.accuracy(method, sample, sample, seed=0) == 1.0
 
 
 def test_scratch_begins_from_other_weights_than_the_shipped_ones_and_with_an_even_head(monkeypatch):

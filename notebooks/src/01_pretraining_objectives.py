@@ -17,7 +17,7 @@
 # - move the knobs of each, and count what a corruption really does;
 # - train a model of each kind on the same text, and find out what their losses say, and what they don't;
 # - let a model cheat, and write the test that catches it;
-# - see what a second stream is for, and let a model that you trained fill in the gaps of your own sentence.
+# - see what a second stream is for, and let a pre-trained encoder fill in the gaps of your own sentence.
 #
 # **How to read it.** Run the cells in order with Shift+Enter, or all of them with *Run → Run All Cells*, which takes a few
 # minutes. Where it says *Predict*, commit to a guess before you run on: answers stay folded until you do, and so does the code
@@ -57,12 +57,13 @@ from IPython.display import Markdown, display
 from tqdm.auto import tqdm
 
 from course_lib import checks, masks, objectives, plots, runs
-from course_lib.data import PretrainingDataset, course_tokenizer, frequency_weights
+from course_lib.data import PretrainingDataset, course_tokenizer
 from course_lib.evaluation import influences, mean_interval, proportion_interval, uniform_loss, unigram_loss
 from course_lib.generation import fill_in
 from course_lib.layers import TransformerConfig
-from course_lib.model import Decoder, Encoder, TwoStream
+from course_lib.model import Decoder, TwoStream
 from course_lib.optimizers import make_optimizer
+from course_lib.pretrained import load_checkpoint
 from course_lib.records import Record
 from course_lib.runtime import pick_device, seeded
 from course_lib.training import new_model, token_loss, train
@@ -832,44 +833,26 @@ Markdown(
 # %% [markdown] name="fill-in"
 # ## 7 Fill in your own
 #
-# A masked model can be asked directly. The one below is small and is trained by the next cell on your machine, for as long
-# as this chapter can wait: it has read little.
+# A masked model can be asked directly. The models below are one run, seen early and at its end: the encoder of chapter 2,
+# pre-trained on the reviews that you know, for longer than a chapter can wait.
 #
-# **Predict.** For the gap in “the [MASK] was very good.”, will its first guess make an English sentence?
+# **Predict.** For the gap in “the [MASK] was very good.”, will the *early* one's first guess make an English sentence?
 
 # %% name="predict-fill"
 fill_guess = guess("Will the first guess make an English sentence?", [("it fits", "fits"), ("it does not fit", "not")])
 display(fill_guess)
 
-# %% name="train-fill-in"
-FILL_STEPS = 400
-filler = new_model(Encoder, small_rotary)
-questions = PretrainingDataset(
-    replace(packed, ids_NT=packed.ids_NT[:, :LEAK_LENGTH], document_ids_NT=packed.document_ids_NT[:, :LEAK_LENGTH]),
-    vocabulary,
-    "masked",
-    batch_size=64,
-    options={"mask_prob": 0.3, "weight_V": frequency_weights(packed.ids_NT, vocabulary)},  # ask less about "the"
-)
-
-
-def fill_rate(step):
-    return 3e-3 * min(1, (step + 1) / 50) * min(1, 2.5 * (1 - step / FILL_STEPS))
-
-
-progress = tqdm(train(filler, questions, steps=FILL_STEPS, rate=fill_rate), total=FILL_STEPS, desc="steps")
-fill_losses = [row.loss for row in progress]
-Markdown(
-    f"{FILL_STEPS * 64 * LEAK_LENGTH / 1e6:.1f} M tokens read, loss from {fill_losses[0]:.2f} to "
-    f"{statistics.mean(fill_losses[-20:]):.2f} nats."
-)
+# %% name="load-fill-in"
+fillers = {"early": load_checkpoint("encoder_early"), "at its end": load_checkpoint("encoder")}
+recipe = runs.RECIPES["encoder"]
+Markdown(f"The whole run read {recipe.tokens / 1e6:.0f} M tokens; the early model is one sixteenth of the way.")
 
 # %% name="fill-in-static" jupyter={"source_hidden": true}
 frequency_V = torch.bincount(packed.ids_NT.flatten(), minlength=vocabulary.size) / packed.ids_NT.numel()
 
 
-def likeliest(text):
-    return fill_in(filler, tokenizer, text)
+def likeliest(text, model="at its end"):
+    return fill_in(fillers[model], tokenizer, text)
 
 
 sentences = [
@@ -879,19 +862,20 @@ sentences = [
     "i laughed at every [MASK] of it.",
 ]
 rows = [
-    [text, f"gap {n + 1}", ", ".join(f"{token.strip()} {100 * probability:.0f} %" for token, probability in gap)]
+    [text, f"gap {n + 1}", *(", ".join(f"{token.strip()} {100 * p:.0f} %" for token, p in gap[:4]) for gap in gaps)]
     for text in sentences
-    for n, gap in enumerate(likeliest(text))
+    for n, gaps in enumerate(zip(*(likeliest(text, name) for name in fillers), strict=True))
 ]
-display(table(["text", "gap", "five likeliest"], rows))
-top_token, top_probability = likeliest(sentences[0])[0][0]
+display(table(["text", "gap", *fillers], rows))
+(early_token, early_share), (late_token, late_share) = (likeliest(sentences[0], name)[0][0] for name in fillers)
 display(
     compare(
         fill_guess,
-        f"It says “{top_token.strip()}”, with {100 * top_probability:.0f} %. Blindly, without the sentence, that token is right "
-        f"in {100 * frequency_V[tokenizer.encode(top_token)[0]].item():.1f} % of all places. Whether it fits, you judge. Look at "
-        "the other rows too: a model that has read so little tends to know which *kind* of word a gap wants before it knows "
-        "which word.",
+        f"Early it says “{early_token.strip()}”, with {100 * early_share:.0f} %; at its end “{late_token.strip()}”, with "
+        f"{100 * late_share:.0f} %. Blindly, without the sentence, the first is right in "
+        f"{100 * frequency_V[tokenizer.encode(early_token)[0]].item():.1f} % of all places, the second in "
+        f"{100 * frequency_V[tokenizer.encode(late_token)[0]].item():.1f} %. Whether they fit, you judge. Look at the other rows "
+        "too: a model tends to learn which *kind* of word a gap wants before it learns which word.",
     )
 )
 
