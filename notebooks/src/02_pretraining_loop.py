@@ -850,7 +850,7 @@ while 40 not in saved.steps() and doomed.poll() is None:
 doomed.kill()
 print("killed; exit code", doomed.wait(), "; whole checkpoints on the disk: steps", saved.steps())
 resumed = start("killed", "--resume")
-print(resumed.communicate()[0].decode().splitlines()[-1])
+print(resumed.communicate()[0].decode().splitlines()[-1].replace(str(folder), "FOLDER"))
 _ = undisturbed.communicate()
 
 # %% name="compare-after-kill" jupyter={"source_hidden": true}
