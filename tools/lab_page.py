@@ -133,7 +133,8 @@ class Slider:
 
     @property
     def picture(self) -> Locator:
-        return self.page.locator(".jp-OutputArea-output", has=self.control).last.locator("img").first
+        nearest = "xpath=ancestor::*[contains(concat(' ', @class, ' '), ' jp-OutputArea-output ')][1]"
+        return self.control.locator(nearest).locator("img").first
 
     def readout(self) -> str:
         return self.control.locator(".widget-readout").text_content() or ""

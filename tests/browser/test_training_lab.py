@@ -33,7 +33,9 @@ def chapter(tmp_path_factory):
         pytest.skip("no Chromium on this machine: `apt install chromium` (or any Chrome on PATH) runs these tests")
     root = tmp_path_factory.mktemp("course")
     (root / "notebooks").mkdir()
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(source) for source in CELLS])
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}  # or the page asks for one
+    cells = [nbformat.v4.new_code_cell(source) for source in CELLS]
+    notebook = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
     nbformat.write(notebook, root / "notebooks" / "98_lab.ipynb")
     with open_chapter(CourseFolder(root), "98") as opened:
         opened.run_all()
