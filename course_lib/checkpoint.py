@@ -198,22 +198,6 @@ def restore_random_states(states: Mapping) -> None:
         torch.mps.set_rng_state(states["mps"])
 
 
-def check_same(begun: Mapping, wanted: Mapping) -> None:
-    """Refuse to go on with a run that was begun with other settings.
-
-    Raises ValueError naming everything that differs, with both values.
-
-    >>> check_same({"seed": 0, "rate": 1.0}, {"seed": 1, "rate": 1.0})
-    Traceback (most recent call last):
-    ...
-    ValueError: the run was begun with seed 0, not 1: give the same again, or start another run in another folder
-    """
-    differing = [name for name in {**begun, **wanted} if begun.get(name) != wanted.get(name)]
-    if differing:
-        pairs = ", ".join(f"{name} {begun.get(name)}, not {wanted.get(name)}" for name in differing)
-        raise ValueError(f"the run was begun with {pairs}: give the same again, or start another run in another folder")
-
-
 def _manifest(folder: Path) -> dict:
     path = folder / MANIFEST
     if not path.is_file():

@@ -49,6 +49,18 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("chapters", nargs="*", metavar="NN", help="which ones (default: all)")
     run.set_defaults(run=_run)
 
+    _add_pretrain(commands)
+
+    record = commands.add_parser("record", help="make a recorded run again, or go on with it where it was stopped")
+    record.add_argument("name", metavar="NAME", help="the record, as in data/records/NAME.jsonl")
+    record.set_defaults(run=_record)
+
+    doctor = commands.add_parser("doctor", help="check this machine and this installation")
+    doctor.set_defaults(run=_doctor)
+    return parser
+
+
+def _add_pretrain(commands: argparse._SubParsersAction) -> None:
     pretrain = commands.add_parser(
         "pretrain", help="pre-train an encoder or a decoder on the packaged reviews, or on your own text"
     )
@@ -71,14 +83,6 @@ def _parser() -> argparse.ArgumentParser:
     pretrain.add_argument("--save-every", type=_count, metavar="STEPS", help="steps between checkpoints")
     pretrain.add_argument("--keep", type=_count, default=2, metavar="N", help="how many of the last checkpoints stay")
     pretrain.set_defaults(run=_pretrain)
-
-    record = commands.add_parser("record", help="make a recorded run again, or go on with it where it was stopped")
-    record.add_argument("name", metavar="NAME", help="the record, as in data/records/NAME.jsonl")
-    record.set_defaults(run=_record)
-
-    doctor = commands.add_parser("doctor", help="check this machine and this installation")
-    doctor.set_defaults(run=_doctor)
-    return parser
 
 
 def _port(text: str) -> int:
@@ -113,7 +117,7 @@ def _pretrain(options: argparse.Namespace) -> int:
 
     changes = {name: value for name in _PRETRAIN_OPTIONS if (value := getattr(options, name)) is not None}
     run = runs.recipe(options.recipe, **changes)
-    began, done = time.perf_counter(), []
+    began = time.perf_counter()
     with _interrupt_noted() as interrupted:
         records = runs.pretrain(
             run,
@@ -123,13 +127,12 @@ def _pretrain(options: argparse.Namespace) -> int:
             keep=options.keep,
             should_stop=lambda: bool(interrupted),
         )
-        for row in with_progress(records, run.steps):
-            done.append(row)
+        done = list(with_progress(records, run.steps))
     if interrupted and done and done[-1].step < run.steps:
         print(f"Stopped after step {done[-1].step} of {run.steps}; a checkpoint is written.")
         print("Go on with the same command and --resume.")
         return 130
-    print(runs.report(run, options.out, done, time.perf_counter() - began))
+    print(runs.report(run, options.out, len(done), time.perf_counter() - began))
     return 0
 
 
@@ -260,11 +263,13 @@ def _check_tokenizer() -> tuple[str, str]:
 
 
 def _check_models() -> tuple[str, str]:
-    from course_lib.pretrained import CHECKPOINTS_FOLDER, load_checkpoint
+    from course_lib.pretrained import checkpoint_names, load_checkpoint
 
-    names = sorted(path.parent.name for path in CHECKPOINTS_FOLDER.glob("*/config.json"))
     parameters = load_checkpoint("encoder").n_parameters()
-    return "ok", f"{len(names)} of the course's own, such as an encoder of {parameters / 1e6:.1f} M parameters"
+    return (
+        "ok",
+        f"{len(checkpoint_names())} of the course's own, such as an encoder of {parameters / 1e6:.1f} M parameters",
+    )
 
 
 def _check_chromium() -> tuple[str, str]:

@@ -6,6 +6,7 @@ import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
+from typing import BinaryIO
 
 
 def write_atomically(path: Path | str, content: bytes | str) -> Path:
@@ -22,9 +23,7 @@ def write_atomically(path: Path | str, content: bytes | str) -> Path:
     descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
     try:
         with os.fdopen(descriptor, "wb") as file:
-            file.write(data)
-            file.flush()
-            os.fsync(file.fileno())
+            _write_through(file, data)
         os.chmod(temporary, 0o644)
         os.replace(temporary, path)
     except BaseException:
@@ -53,9 +52,7 @@ def write_folder(path: Path | str, contents: Mapping[str, bytes | str]) -> Path:
     try:
         for name, content in contents.items():
             with (temporary / name).open("wb") as file:
-                file.write(content.encode() if isinstance(content, str) else content)
-                file.flush()
-                os.fsync(file.fileno())
+                _write_through(file, content.encode() if isinstance(content, str) else content)
         temporary.chmod(0o755)
         _sync_folder(temporary)
         remove_folder(path)
@@ -97,9 +94,7 @@ def append_line(path: Path | str, line: str) -> None:
         if file.seek(0, os.SEEK_END):
             file.seek(-1, os.SEEK_END)
             data = data if file.read(1) == b"\n" else b"\n" + data
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
+        _write_through(file, data)
 
 
 def read_text(path: Path | str) -> str:
@@ -122,6 +117,12 @@ def sha256_of(path: Path | str) -> str:
     """The file's SHA-256 as 64 hexadecimal digits."""
     with Path(path).open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _write_through(file: BinaryIO, data: bytes) -> None:
+    file.write(data)
+    file.flush()
+    os.fsync(file.fileno())
 
 
 def _sync_folder(folder: Path) -> None:

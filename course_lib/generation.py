@@ -7,8 +7,7 @@ Axes: B row of the batch, T position to read, K position read so far, N new toke
 """
 
 import math
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from itertools import takewhile
 from typing import Any
 
@@ -17,7 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from course_lib import masks
-from course_lib.model import Cache, Decoder, Encoder, LanguageModel
+from course_lib.model import Cache, Decoder, Encoder, evaluating
 from course_lib.tokenizer import Tokenizer
 from course_lib.vocabulary import Vocabulary
 
@@ -124,7 +123,7 @@ def generate(
     uniform_BN = _uniform(len(prompts), max_new_tokens, generator, is_greedy=temperature == 0)
     # a model may have more ids than its tokenizer, and nobody could read those
     is_stop_V, allowed_V = (F.pad(t, (0, model.config.vocab_size - vocabulary.size)) for t in (is_stop_V, allowed_V))
-    with _evaluating(model):
+    with evaluating(model):
         rows = _write(model, prompts, uniform_BN, is_stop_V, allowed_V=allowed_V, **sampling).tolist()
     return [list(takewhile(lambda i: not is_stop_V[i], row)) for row in rows]
 
@@ -178,7 +177,7 @@ def fill_in(
             f"the text {text[:60]!r} holds no [MASK]: write [MASK], in capitals, where a word is to be found"
         )
     input_ids_BT = torch.tensor([[first_id, *ids, last_id]], device=next(model.parameters()).device)
-    with _evaluating(model):
+    with evaluating(model):
         logits_MV = model(input_ids_BT, wanted_BT=input_ids_BT == mask_id).logits
     if logits_MV is None:
         raise ValueError("this encoder has no prediction head: load or train one that was made to fill in masks")
@@ -250,18 +249,6 @@ def _uniform(n_rows: int, count: int, generator: torch.Generator | None, *, is_g
     if generator is None:
         raise ValueError("generator is None: give one to draw from, such as seeded(0), or temperature=0")
     return torch.stack([torch.rand(count, generator=generator, dtype=torch.float64) for _ in range(n_rows)])
-
-
-@contextmanager
-def _evaluating(model: LanguageModel) -> Iterator[None]:
-    """Without dropout inside the block; afterwards every part is in the mode that it was in."""
-    was_training = {part: part.training for part in model.modules()}
-    model.eval()
-    try:
-        yield
-    finally:
-        for part, mode in was_training.items():
-            part.training = mode
 
 
 def _table(name: str, ids: Sequence[int], vocabulary: Vocabulary) -> Tensor:

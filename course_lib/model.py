@@ -7,6 +7,8 @@ Axes: B row of the batch, T position, S position in a decoder, N position with a
 E channel of the model.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -93,6 +95,18 @@ class LanguageModel(nn.Module):
             wrong = lowest if lowest < 0 else highest
             raise ValueError(f"token id {wrong} lies outside the model's vocabulary of {self.config.vocab_size}")
         return torch.arange(start, end, device=input_ids_BT.device)[None]
+
+
+@contextmanager
+def evaluating(model: nn.Module) -> Iterator[None]:
+    """Without dropout inside the block; afterwards, also after an error, every part is in the mode that it was in."""
+    was_training = {part: part.training for part in model.modules()}
+    model.eval()
+    try:
+        yield
+    finally:
+        for part, mode in was_training.items():
+            part.training = mode
 
 
 class Decoder(LanguageModel):

@@ -140,15 +140,19 @@ def load_model(folder: Path | str) -> LanguageModel:
     return model.eval()
 
 
+def checkpoint_names() -> list[str]:
+    """What `load_checkpoint` can load."""
+    return sorted(path.parent.name for path in CHECKPOINTS_FOLDER.glob("*/config.json"))
+
+
 def load_checkpoint(name: str) -> LanguageModel:
     """One of the course's own pre-trained models: "encoder" or "decoder", or an earlier rung of its training such as
     "decoder_early" (a folder of data/checkpoints; each has a card).
 
     Raises ValueError for a name that is none.
     """
-    names = sorted(path.parent.name for path in CHECKPOINTS_FOLDER.glob("*/config.json"))
-    if name not in names:
-        raise ValueError(f"checkpoint {name!r} is unknown: choose one of {', '.join(names)}")
+    if name not in checkpoint_names():
+        raise ValueError(f"checkpoint {name!r} is unknown: choose one of {', '.join(checkpoint_names())}")
     return load_model(CHECKPOINTS_FOLDER / name)
 
 

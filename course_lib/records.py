@@ -8,7 +8,7 @@ import json
 import math
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import cached_property
@@ -84,6 +84,15 @@ class Record:
         append_line(self.path, json.dumps({**row, "by": self._sitting}))
         self._known.add(tuple(keys[key] for key in KEYS))
 
+    def check_about(self) -> None:
+        """Refuse to go on with a file that was begun with another `about`.
+
+        Raises ValueError naming everything that differs, with both values.
+        """
+        wanted = json.loads(json.dumps(self.about or {}))  # as it is read back
+        for sitting in self.provenance() if self.path.exists() else []:
+            check_same({name: sitting.get(name) for name in wanted}, wanted)
+
     @cached_property
     def _known(self) -> set[tuple]:
         if not self.path.exists():
@@ -104,6 +113,22 @@ class Record:
         }
         append_line(self.path, json.dumps({"provenance": provenance, "id": number}))
         return number
+
+
+def check_same(begun: Mapping, wanted: Mapping) -> None:
+    """Refuse to go on with a run that was begun with other settings.
+
+    Raises ValueError naming everything that differs, with both values.
+
+    >>> check_same({"seed": 0, "rate": 1.0}, {"seed": 1, "rate": 1.0})
+    Traceback (most recent call last):
+    ...
+    ValueError: the run was begun with seed 0, not 1: give the same again, or start another run in another folder
+    """
+    differing = [name for name in {**begun, **wanted} if begun.get(name) != wanted.get(name)]
+    if differing:
+        pairs = ", ".join(f"{name} {begun.get(name)}, not {wanted.get(name)}" for name in differing)
+        raise ValueError(f"the run was begun with {pairs}: give the same again, or start another run in another folder")
 
 
 def _check_keys(keys: dict) -> None:

@@ -66,6 +66,23 @@ SHAPES: dict[str, Callable[..., float]] = {
     "warmup_stable_decay": warmup_stable_decay,
     "inverse_square_root": inverse_square_root,
 }
+WITHOUT_END = ("constant", "inverse_square_root")  # they know neither where a run ends nor a floor
+
+
+def factor(
+    shape: str, step: int, *, total: int, warmup: int = 0, floor: float = 0.0, decay_share: float = 0.3
+) -> float:
+    """The factor of any shape at a step, whatever the settings; a shape leaves out those that it has no use for.
+
+    >>> factor("constant", 0, total=4, warmup=2, floor=0.1)
+    0.5
+    """
+    settings = {"warmup": warmup}
+    if shape not in WITHOUT_END:
+        settings |= {"total": total, "floor": floor}
+    if shape == "warmup_stable_decay":
+        settings["decay_share"] = decay_share
+    return SHAPES[shape](step, **settings)
 
 
 @dataclass(frozen=True)
@@ -118,12 +135,8 @@ class Schedule:
         """
         if step < 0:
             raise ValueError(f"step is {step}: steps count from 0")
-        settings = {"warmup": self.warmup}
-        if self.shape not in ("constant", "inverse_square_root"):
-            settings |= {"total": self.total, "floor": self.floor}
-        if self.shape == "warmup_stable_decay":
-            settings["decay_share"] = self.decay_share
-        return SHAPES[self.shape](step, **settings)
+        settings = {"warmup": self.warmup, "floor": self.floor, "decay_share": self.decay_share}
+        return factor(self.shape, step, total=self.total, **settings)
 
     def __call__(self, step: int) -> float:
         return self.peak * self.factor(step)

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 from tqdm.auto import tqdm
 
-from course_lib.model import LanguageModel
+from course_lib.model import LanguageModel, evaluating
 from course_lib.objectives import Batch
 from course_lib.optimizers import Optimizer, make_optimizer
 from course_lib.runtime import autocast, peak_memory, pick_device
@@ -233,16 +233,11 @@ def held_out_loss(model: LanguageModel, batches: Iterable[Batch], *, dtype: torc
     Raises ValueError without a target.
     """
     device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
     loss, targets = 0.0, 0
-    try:
-        with torch.no_grad(), autocast(device, dtype):
-            for batch in batches:
-                total, count = batch_loss(model, batch.to(device))
-                loss, targets = loss + total.item(), targets + count
-    finally:
-        model.train(was_training)
+    with evaluating(model), torch.no_grad(), autocast(device, dtype):
+        for batch in batches:
+            total, count = batch_loss(model, batch.to(device))
+            loss, targets = loss + total.item(), targets + count
     if targets == 0:
         raise ValueError("the batches have no target: give batches with something to predict")
     return loss / targets

@@ -16,9 +16,10 @@ from safetensors.torch import load as parse_safetensors
 from tiny import tiny
 
 from course_lib import checkpoint as module
-from course_lib.checkpoint import Checkpoints, check_same, random_states, restore_random_states
+from course_lib.checkpoint import Checkpoints, random_states, restore_random_states
 from course_lib.files import sha256_of
 from course_lib.pretrained import model_files
+from course_lib.records import check_same
 from course_lib.runtime import seeded
 
 ABOUT = {"seed": 0, "rate": 1e-3, "config": {"d_model": 16}, "rungs": [0.5, 1.0]}

@@ -15,7 +15,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from course_lib import checkpoint, checks, optimizers, schedules, training
-from course_lib.checks import calls, losses, recipe, resuming, stepping
+from course_lib.checks import losses, recipe, report, resuming, stepping
 from course_lib.model import Encoder
 from course_lib.training import batch_loss, token_loss
 from course_lib.vocabulary import IGNORE_INDEX
@@ -1010,8 +1010,8 @@ def test_each_mistake_in_a_schedule_differs_from_the_right_way_where_it_is_looke
 
 
 def test_a_value_that_cannot_be_printed_is_described_by_its_type():
-    assert calls.described(HalfMade()) == "a HalfMade"
-    assert calls.described([1, 2]) == "[1, 2]"
+    assert report.described(HalfMade()) == "a HalfMade"
+    assert report.described([1, 2]) == "[1, 2]"
 
 
 def test_the_reference_loss_is_that_of_the_library():

@@ -1,31 +1,23 @@
 """Chapter 1's bug clinic: every patient shows its symptom, and the cure removes it. The code is the chapter's own."""
 
-from pathlib import Path
-
-import jupytext
 import pytest
 import torch
+from clinics import clinic_of
 
 from course_lib import runs
 from course_lib.layers import TransformerConfig
 
-SOURCE = Path(__file__).parent.parent / "notebooks" / "src" / "01_pretraining_objectives.py"
-
 
 @pytest.fixture(scope="module")
 def chapter():
-    """The names that the clinic's cells define, run after the chapter's imports on real held-out rows."""
-    cells = jupytext.read(SOURCE).cells
-    names = {}
-    exec(next(cell.source for cell in cells if cell.metadata.get("name") == "setup"), names)
-    held_out = runs.training_rows(split="dev")
-    names |= {"held_out": held_out, "tokens_BT": held_out.ids_NT[:400]}
-    size = names["vocabulary"].size
-    names["tiny"] = TransformerConfig(size, d_model=64, n_layers=2, n_heads=4, d_ff=256, max_len=16, positions="rotary")
-    for cell in cells:
-        if "clinic" in cell.metadata.get("tags", []):
-            exec(cell.source, names)
-    return names
+    """The names that the clinic's cells define, on real held-out rows."""
+
+    def prepare(names):
+        held_out, size = runs.training_rows(split="dev"), names["vocabulary"].size
+        tiny = TransformerConfig(size, d_model=64, n_layers=2, n_heads=4, d_ff=256, max_len=16, positions="rotary")
+        return {"held_out": held_out, "tokens_BT": held_out.ids_NT[:400], "tiny": tiny}
+
+    return clinic_of("01_pretraining_objectives", prepare)
 
 
 def test_denoising_with_cut_labels_is_out_of_step_and_a_decoder_s_labels_need_not_be_in_step(chapter):

@@ -1,34 +1,24 @@
 """Chapter 2's bug clinic: every patient shows its symptom, and the cure removes it. The code is the chapter's own."""
 
-from pathlib import Path
-
-import jupytext
 import pytest
+from clinics import clinic_of
 
 from course_lib import runs
 from course_lib.data import PretrainingDataset
 from course_lib.layers import TransformerConfig
 
-SOURCE = Path(__file__).parent.parent / "notebooks" / "src" / "02_pretraining_loop.py"
-
 
 @pytest.fixture(scope="module")
 def chapter():
-    """The names that the clinic's cells define, run after the chapter's imports on real held-out rows."""
-    cells = jupytext.read(SOURCE).cells
-    names = {}
-    exec(next(cell.source for cell in cells if cell.metadata.get("name") == "setup"), names)
-    held_out, vocabulary = runs.training_rows(64, split="dev", documents=120), names["vocabulary"]
-    dataset = PretrainingDataset(held_out, vocabulary, "causal", batch_size=8)
-    names |= {
-        "small": TransformerConfig(vocabulary.size, d_model=32, n_layers=2, n_heads=2, d_ff=64, max_len=64),
-        "dataset": dataset,
-        "dev_batches": [dataset.batch(k) for k in range(2)],
-    }
-    for cell in cells:
-        if "clinic" in cell.metadata.get("tags", []):
-            exec(cell.source, names)
-    return names
+    """The names that the clinic's cells define, on real held-out rows."""
+
+    def prepare(names):
+        held_out, vocabulary = runs.training_rows(64, split="dev", documents=120), names["vocabulary"]
+        dataset = PretrainingDataset(held_out, vocabulary, "causal", batch_size=8)
+        small = TransformerConfig(vocabulary.size, d_model=32, n_layers=2, n_heads=2, d_ff=64, max_len=64)
+        return {"small": small, "dataset": dataset, "dev_batches": [dataset.batch(k) for k in range(2)]}
+
+    return clinic_of("02_pretraining_loop", prepare)
 
 
 def test_a_warm_up_from_zero_wastes_its_first_step(chapter):

@@ -413,7 +413,7 @@ def test_one_own_document_gives_its_last_twentieth(tmp_path):
     path.write_text(" ".join(review.text for review in data.reviews_of("train")[:20]), "utf-8")
     run = CAUSAL.with_(text=str(path))
     train_rows, held_out = map(as_rows, run.rows())
-    everything = as_rows(pretraining._packed([review.text for review in data.read_own_texts(path)], 32))
+    everything = as_rows(pretraining.packed_rows([review.text for review in data.read_own_texts(path)], 32))
     assert train_rows + held_out == everything
     assert len(held_out) == len(everything) // 20 > 0
     rows = list(pretrain(run, tmp_path / "run", device="cpu"))

@@ -13,6 +13,7 @@ import torch
 from course_lib.checkpoint import Checkpoint, Checkpoints
 from course_lib.data import DATA_FOLDER
 from course_lib.files import sha256_of, write_atomically
+from course_lib.model import LanguageModel
 from course_lib.pretrained import CHECKPOINTS_FOLDER, load_model, save_model
 from course_lib.records import Record
 from course_lib.runs import RECIPES, Pretraining
@@ -50,15 +51,18 @@ def publish(run_folder: Path, name: str) -> None:
     chosen = {title: checkpoints.load(round(share * run.steps)) for title, share in rungs.items()}
     chosen[name] = checkpoints.best()
     for title, checkpoint in chosen.items():
-        folder = save_model(load_model(checkpoint.folder), CHECKPOINTS_FOLDER / title, dtype=torch.bfloat16)
-        write_atomically(folder / "README.md", card(title, name, run, checkpoint, run_folder))
+        model = load_model(checkpoint.folder)
+        folder = save_model(model, CHECKPOINTS_FOLDER / title, dtype=torch.bfloat16)
+        write_atomically(folder / "README.md", card(title, name, run, checkpoint, model, run_folder))
         print(f"{title}: step {checkpoint.step}, held-out loss {checkpoint.score:.4f}")
     shutil.copyfile(run_folder / "record.jsonl", DATA_FOLDER / "records" / f"pretraining_{name}.jsonl")
 
 
-def card(title: str, name: str, run: Pretraining, checkpoint: Checkpoint, run_folder: Path) -> str:
+def card(
+    title: str, name: str, run: Pretraining, checkpoint: Checkpoint, model: LanguageModel, run_folder: Path
+) -> str:
     """The card of one checkpoint, from what the run recorded."""
-    about, model = checkpoint.about, load_model(checkpoint.folder)
+    about = checkpoint.about
     made = Record(run_folder / "record.jsonl").provenance()[-1]
     config = about["config"]
     return CARD.format(

@@ -12,8 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from course_lib import training
-from course_lib.checks.calls import described, invoke
-from course_lib.checks.report import Wrong, same, tensor
+from course_lib.checks.report import Wrong, described, invoke, same, tensor
 from course_lib.runtime import seeded
 from course_lib.vocabulary import IGNORE_INDEX
 

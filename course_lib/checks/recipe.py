@@ -8,8 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from course_lib import optimizers
-from course_lib.checks.calls import described, invoke, number, two
-from course_lib.checks.report import Wrong
+from course_lib.checks.report import Wrong, described, invoke, number, pair
 from course_lib.layers import TransformerConfig
 from course_lib.model import Decoder, Encoder, EncoderDecoder
 from course_lib.schedules import cosine
@@ -191,7 +190,7 @@ def verify_decay_groups(function: DecayGroups) -> str:
         result = invoke(function, model, shown={"model": title})
         if trained != {id(p) for p in model.parameters() if p.requires_grad}:
             raise Wrong("The model was changed: what it trains is no longer what it was.", model=title)
-        decayed, spared = two(result, ("the list that decays", "the list that is spared"), model=title)
+        decayed, spared = pair(result, ("the list that decays", "the list that is spared"), model=title)
         for group in (decayed, spared):
             _judge_elements(group, model, title)
         _judge_groups([id(p) for p in decayed], [id(p) for p in spared], model, title)

@@ -6,7 +6,7 @@ as an error, the verdict never holds a solution, and the chapter goes on with th
 
 import copy
 import traceback
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,18 +69,28 @@ def judge(part: Part) -> tuple[bool, str]:
         )
 
 
+def invoke(function: Callable[..., Any], *arguments: Any, shown: Mapping[str, Any], **options: Any) -> Any:
+    """What the function gives back. The arguments are handed over as they are; `shown` describes them, each by its
+    name, for a verdict.
+
+    Raises NotAttempted for an untouched exercise; Wrong if it fails, with the line.
+    """
+    if not callable(function):
+        raise Wrong(f"The check wants the function itself and was given {type(function).__name__}: pass it without ().")
+    try:
+        with torch.enable_grad():
+            return function(*arguments, **options)
+    except (Exception, SystemExit) as error:  # noqa: BLE001 a learner's code may fail in any way
+        raise _diagnosed(error, function, dict(shown)) from None
+
+
 def call(function: Callable[..., Any], **arguments: Any) -> Any:
     """What the function gives back for copies of the arguments, in their order (names are for the verdict).
 
     Raises NotAttempted for an untouched exercise; Wrong if it fails, with the line, or if it changes an argument.
     """
-    if not callable(function):
-        raise Wrong(f"The check wants the function itself and was given {type(function).__name__}: pass it without ().")
     copies = {name: _copy(value) for name, value in arguments.items()}
-    try:
-        result = function(*copies.values())
-    except (Exception, SystemExit) as error:  # noqa: BLE001 a learner's code may fail in any way
-        raise _diagnosed(error, function, arguments) from None
+    result = invoke(function, *copies.values(), shown=arguments)
     for name, value in arguments.items():
         if not isinstance(value, torch.Generator) and not same(value, copies[name]):
             raise Wrong(
@@ -101,11 +111,33 @@ def same(left: Any, right: Any) -> bool:
     return type(left) is type(right) and bool(left == right)
 
 
+def described(value: Any) -> str:
+    """A value in words that are safe to print, whatever it is."""
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # noqa: BLE001 such as a half-made module's
+        text = ""
+    return text or f"a {type(value).__name__}"
+
+
 def pair(value: Any, names: Sequence[str], **evidence: Any) -> tuple[Any, Any]:
     """`value` as two things. Raises Wrong if it is not two."""
     if not isinstance(value, (tuple, list)) or len(value) != 2:
         raise Wrong(f"Give back two values: {names[0]} and {names[1]}.", **evidence, given=value)
     return value[0], value[1]
+
+
+def number(value: Any, name: str, **evidence: Any) -> float:
+    """`value` as a plain number. Raises Wrong if it is none, a tensor included."""
+    if isinstance(value, Tensor):
+        raise Wrong(
+            f"{name} is a tensor and should be a plain number (float): a tensor drags its graph and its device along.",
+            **evidence,
+            given=described(value),
+        )
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise Wrong(f"{name} should be a number and is {type(value).__name__}.", **evidence, given=described(value))
+    return float(value)
 
 
 def tensor(value: Any, name: str, shape: Sequence[int], dtype: torch.dtype, **evidence: Any) -> Tensor:
@@ -141,7 +173,7 @@ def _diagnosed(error: BaseException, function: Callable[..., Any], arguments: di
 
 
 def _shown(value: Any) -> str:
-    text = value if isinstance(value, str) else repr(value.tolist() if isinstance(value, Tensor) else value)
+    text = value if isinstance(value, str) else described(value.tolist() if isinstance(value, Tensor) else value)
     if len(text) <= MOST_SHOWN:
         return text
     size = f" (shape {tuple(value.shape)})" if isinstance(value, Tensor) else ""

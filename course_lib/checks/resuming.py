@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from course_lib import checkpoint, objectives, training
-from course_lib.checks.calls import described, invoke
-from course_lib.checks.report import NotAttempted, Wrong, same
+from course_lib.checks.report import NotAttempted, Wrong, described, invoke, same
 from course_lib.layers import TransformerConfig
 from course_lib.model import Decoder, LanguageModel
 from course_lib.optimizers import Optimizer, make_optimizer

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from course_lib import objectives, training
-from course_lib.checks.calls import invoke, number, two
-from course_lib.checks.report import Wrong
+from course_lib.checks.report import Wrong, invoke, number, pair
 from course_lib.layers import TransformerConfig
 from course_lib.model import Decoder, LanguageModel
 from course_lib.objectives import Batch
@@ -104,7 +103,7 @@ class Bench:
             rate=plan.rate,
             clip=plan.clip,
         )
-        loss, norm = two(result, ("the loss", "the norm of the gradient"), **shown)
+        loss, norm = pair(result, ("the loss", "the norm of the gradient"), **shown)
         done = Done(number(loss, "The loss", **shown), number(norm, "The norm", **shown), self.updates, self.weights())
         return done
 

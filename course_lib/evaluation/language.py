@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from course_lib.model import Decoder
+from course_lib.model import Decoder, evaluating
 from course_lib.runtime import autocast
 from course_lib.vocabulary import IGNORE_INDEX, Vocabulary
 
@@ -114,21 +114,17 @@ def stream_nats(
             f"max_len {model.config.max_len}"
         )
     device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
     windows = [ids_N[start : start + length] for start in range(0, len(ids_N) - 1, length - 1)]
     shorter = [windows.pop()[None]] if len(windows[-1]) < length else []
     whole = [torch.stack(windows[n : n + batch_size]) for n in range(0, len(windows), batch_size)]
     found = []
-    try:
+    with evaluating(model):
         for ids_WT in whole + shorter:
             ids_WT = ids_WT.to(device)
             with autocast(device, dtype):
                 logits_WTV = model(ids_WT).logits[:, :-1]
             log_prob_WTV = logits_WTV.float().log_softmax(-1)
             found.append(-log_prob_WTV.gather(2, ids_WT[:, 1:, None]).flatten().double().cpu().numpy())
-    finally:
-        model.train(was_training)
     return np.concatenate(found)
 
 

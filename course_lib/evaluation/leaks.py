@@ -5,7 +5,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from course_lib.model import LanguageModel
+from course_lib.model import LanguageModel, evaluating
 from course_lib.objectives import Batch
 from course_lib.vocabulary import Vocabulary
 
@@ -26,15 +26,13 @@ def influences(model: LanguageModel, batch: Batch, vocabulary: Vocabulary) -> Te
     """
     if len(batch.input_ids_BT) != 1 or not batch.is_target_BL.any():
         raise ValueError(f"the batch has {len(batch.input_ids_BT)} rows: give one row with at least one target")
-    was_training = model.training
-    model.eval()
-    before_NV = model.target_logits(batch)
-    columns = []
-    for t in range(batch.input_ids_BT.shape[1]):  # one at a time: the shape of a product can change its last bit
-        changed_BT = batch.input_ids_BT.clone()
-        other = vocabulary.ordinary_ids[vocabulary.ordinary_ids != changed_BT[0, t]]
-        changed_BT[0, t] = other[t % len(other)]
-        after_NV = model.target_logits(replace(batch, input_ids_BT=changed_BT))
-        columns.append((after_NV != before_NV).any(-1))
-    model.train(was_training)
+    with evaluating(model):
+        before_NV = model.target_logits(batch)
+        columns = []
+        for t in range(batch.input_ids_BT.shape[1]):  # one at a time: the shape of a product can change its last bit
+            changed_BT = batch.input_ids_BT.clone()
+            other = vocabulary.ordinary_ids[vocabulary.ordinary_ids != changed_BT[0, t]]
+            changed_BT[0, t] = other[t % len(other)]
+            after_NV = model.target_logits(replace(batch, input_ids_BT=changed_BT))
+            columns.append((after_NV != before_NV).any(-1))
     return torch.stack(columns, dim=1)

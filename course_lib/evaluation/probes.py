@@ -14,7 +14,7 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
 from course_lib.data import Review, pad
-from course_lib.model import LanguageModel
+from course_lib.model import LanguageModel, evaluating
 from course_lib.runtime import autocast, seeded
 from course_lib.tokenizer import Tokenizer
 
@@ -49,19 +49,15 @@ def frozen_features(
     if not texts or batch_size < 1:
         raise ValueError(f"{len(texts)} texts in batches of {batch_size}: give at least one of each")
     device = next(model.parameters()).device
-    was_training = model.training
-    model.eval()
     encoded = tokenizer.encode_all(texts)
     order = sorted(range(len(texts)), key=lambda n: len(encoded[n]))  # texts of like length share a batch
     rows: list[Tensor] = []
-    try:
+    with evaluating(model):
         for start in range(0, len(order), batch_size):
             sequences = [encoded[n] for n in order[start : start + batch_size]]
             ids_BT = pad(sequences, tokenizer.vocabulary, length=COMPARISON_TOKENS + 2, frame=frame).to(device)
             with autocast(device, dtype):
                 rows.append(model.features(ids_BT, ids_BT != tokenizer.vocabulary.pad).float().cpu())
-    finally:
-        model.train(was_training)
     features_NE = torch.cat(rows)
     return features_NE[torch.tensor(order).argsort()].numpy()
 

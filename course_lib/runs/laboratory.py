@@ -84,8 +84,13 @@ class Laboratory:
 def training_rows(length: int = 128, *, split: str = "train", documents: int | None = None) -> Packed:
     """The packaged reviews as packed rows, those with slurs left out; the first `documents` of them, or all."""
     texts = data.training_texts() if split == "train" else [review.text for review in data.reviews_of(split)]
+    return packed_rows(texts[:documents], length)
+
+
+def packed_rows(texts: list[str], length: int) -> Packed:
+    """Texts as packed rows of the course's tokens."""
     tokenizer = course_tokenizer()
-    return pack(tokenizer.encode_all(texts[:documents]), length, vocabulary=tokenizer.vocabulary)
+    return pack(tokenizer.encode_all(texts), length, vocabulary=tokenizer.vocabulary)
 
 
 def _check_objective(objective: str) -> None:

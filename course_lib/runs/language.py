@@ -6,7 +6,6 @@ from pathlib import Path
 import torch
 
 from course_lib import data
-from course_lib.checkpoint import check_same
 from course_lib.data import DATA_FOLDER, course_tokenizer, holds_slur, normalize
 from course_lib.evaluation import (
     COMPRESSORS,
@@ -39,31 +38,30 @@ def record_language(
     """
     about = {"checkpoints_sha256": {name: sha256_of(CHECKPOINTS_FOLDER / name / "model.safetensors") for name in RUNGS}}
     record = Record(path, command="course record language", about=about)
-    for sitting in record.provenance() if path.exists() else []:
-        check_same({name: sitting.get(name) for name in about}, about)
+    record.check_about()
     training = [normalize(text) for text in data.training_texts()]
     held_out = [normalize(review.text) for review in data.reviews_of("dev")]
     n_bytes = sum(len(text.encode()) for text in held_out)
     train_N, test_N = _stream(training), _stream(held_out)
+    n_targets, vocabulary = len(test_N) - 1, course_tokenizer().vocabulary
 
     def add(name: str, metric: str, value: float) -> None:
         record.add(name=name, seed=0, step=0, metric=metric, value=value)
         progress(f"{name}: {metric} {value:.4f}")
 
     def add_nats(name: str, nats: float) -> None:
-        add(name, "nats_per_token", nats / (len(test_N) - 1))
+        add(name, "nats_per_token", nats / n_targets)
         add(name, "bits_per_byte", bits_per_byte(nats, n_bytes))
 
-    vocabulary = course_tokenizer().vocabulary
-    add_nats("uniform", uniform_loss(vocabulary) * (len(test_N) - 1))
-    add_nats("unigram", unigram_loss(train_N, test_N[1:], vocabulary) * (len(test_N) - 1))
+    add_nats("uniform", uniform_loss(vocabulary) * n_targets)
+    add_nats("unigram", unigram_loss(train_N, test_N[1:], vocabulary) * n_targets)
     add_nats("bigram", float(Bigram.fit(train_N, vocabulary).nats(test_N).sum()))
     for name in RUNGS:
         add_nats(name, float(stream_nats(load_checkpoint(name).to(pick_device()), test_N).sum()))
-    written, real = samples(), _stretches(held_out)
-    for name, texts in (("samples", written), ("reviews", real)):
+    train_ids = train_N.tolist()
+    for name, texts in (("samples", samples()), ("reviews", _stretches(held_out))):
         add(name, f"distinct_{DISTINCT}", distinct_share(texts, DISTINCT))
-        add(name, f"copied_{COPIED}", copied_share(texts, train_N.tolist(), COPIED))
+        add(name, f"copied_{COPIED}", copied_share(texts, train_ids, COPIED))
     for name in COMPRESSORS:
         add(name, "bits_per_byte", compressed_bits_per_byte(name, "\n".join(training), "\n".join(held_out)))
     return path

@@ -8,19 +8,22 @@ import itertools
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field, fields, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
 
 from course_lib import data
-from course_lib.checkpoint import Checkpoint, Checkpoints, check_same, random_states, restore_random_states
-from course_lib.data import OBJECTIVES, Packed, PretrainingDataset, course_tokenizer, frequency_weights, pack
+from course_lib.checkpoint import Checkpoint, Checkpoints, random_states, restore_random_states
+from course_lib.data import OBJECTIVES, Packed, PretrainingDataset, course_tokenizer, frequency_weights
 from course_lib.files import sha256_of
 from course_lib.layers import TransformerConfig
 from course_lib.model import MODEL_OF_OBJECTIVE, LanguageModel
-from course_lib.optimizers import KINDS, make_optimizer
+from course_lib.objectives import Batch
+from course_lib.optimizers import KINDS, Optimizer, make_optimizer
 from course_lib.pretrained import load_model, model_files, save_model
-from course_lib.records import Record
+from course_lib.records import Record, check_same
+from course_lib.runs.laboratory import packed_rows
 from course_lib.runs.probe import SentimentProbe
 from course_lib.runtime import pick_device
 from course_lib.schedules import Schedule
@@ -137,9 +140,9 @@ class Pretraining:
             own = data.read_own_texts(self.text)
             texts = [r.text for r in own if r.split == "train"], [r.text for r in own if r.split != "train"]
         try:
-            return _packed(texts[0], self.row_length), _packed(texts[1], self.row_length)
+            return packed_rows(texts[0], self.row_length), packed_rows(texts[1], self.row_length)
         except ValueError:
-            return _split_rows(_packed([*texts[0], *texts[1]], self.row_length))
+            return _split_rows(packed_rows([*texts[0], *texts[1]], self.row_length))
 
     def dataset(self, packed: Packed, *, batch_size: int | None = None) -> PretrainingDataset:
         vocabulary = course_tokenizer().vocabulary
@@ -207,17 +210,15 @@ def recipe(name: str, **changes: object) -> Pretraining:
     return changed if "warmup" in changes else changed.with_(warmup=min(run.warmup, changed.steps // 10))
 
 
-def report(run: Pretraining, folder: Path | str, rows: list[StepRecord], seconds: float) -> str:
-    """What a finished run has come to, in a few lines."""
+def report(run: Pretraining, folder: Path | str, steps: int, seconds: float) -> str:
+    """What a finished run has come to, in a few lines. steps, seconds: those of the last sitting."""
     folder = Path(folder)
-    record = Record(folder / "record.jsonl")
-    curve = record.values("held_out", name=run.name)
-    lowest = min(curve, key=lambda pair: pair[1])
-    read = sum(row.tokens_per_second * row.seconds for row in rows)
+    curve = Record(folder / "record.jsonl").values("held_out", name=run.name)
+    step, lowest = min(curve, key=lambda pair: pair[1])
     lines = [
         f"{run.steps:,} steps, {run.steps * run.tokens_per_step:,} tokens; {seconds:.0f} s this time, "
-        f"{read / max(seconds, 1e-9):,.0f} tokens a second with everything",
-        f"held-out loss {curve[0][1]:.3f} before, {lowest[1]:.3f} nats per target at its best (step {lowest[0]:,})",
+        f"{steps * run.tokens_per_step / max(seconds, 1e-9):,.0f} tokens a second with everything",
+        f"held-out loss {curve[0][1]:.3f} before, {lowest:.3f} nats per target at its best (step {step:,})",
         f"the model is in {folder / 'model'}: course_lib.pretrained.load_model opens it, and so does transformers",
     ]
     return "\n".join(lines)
@@ -241,73 +242,36 @@ def pretrain(
     checkpoint cannot be written: the last good one stands.
     """
     folder = Path(folder)
-    checkpoints = Checkpoints(folder, keep)
-    about = run.about()
+    checkpoints, about = Checkpoints(folder, keep), run.about()
     begun = _begun(checkpoints, about, resume)
     train_rows, held_out_rows = run.rows()
     dataset = run.dataset(train_rows)
-    held_out = run.dataset(held_out_rows, batch_size=min(run.batch_size, len(held_out_rows.ids_NT)))
-    held_out_batches = [held_out.batch(k) for k in range(min(run.held_out_batches, held_out.batches_per_epoch))]
-
-    where = pick_device(device)
-    model = (run.model() if begun is None else load_model(begun.folder)).to(where)
-    optimizer = make_optimizer(model, run.optimizer, weight_decay=run.weight_decay)
-    done, tokens, stopping = 0, 0, EarlyStopping(run.patience or run.steps)
-    if begun is not None:
-        done, tokens = begun.step, begun.state["tokens"]
-        optimizer.load_state_dict(begun.state["optimizer"])
-        stopping.lowest, stopping.misses = begun.state["stopping"]
-        restore_random_states(begun.state["random"])
-
-    record = Record(folder / "record.jsonl", command=f"course pretrain {run.name}", about=about)
-    probe = SentimentProbe((100, 500, 2000), 5, 2000) if run.probe else None
-
-    def measure(step: int) -> float:
-        """Held-out loss now, and at a rung what the probe finds."""
-        loss = held_out_loss(model, held_out_batches)
-        record.add(name=run.name, seed=run.seed, step=step, metric="held_out", value=loss)
-        if probe and (step in run.rung_steps or step == 0):
-            for (labels, seed), accuracy in probe.of_model(model).items():
-                record.add(name=run.name, seed=seed, step=step, metric=f"probe_{labels}", value=accuracy)
-        return loss
-
-    def save(step: int, score: float | None) -> None:
-        state = {
-            "optimizer": optimizer.state_dict(),
-            "random": random_states(),
-            "tokens": tokens,
-            "stopping": [stopping.lowest, stopping.misses],
-        }
-        pinned = step in run.rung_steps
-        checkpoints.save(step, model_files(model), state, about=about, score=score, pinned=pinned)
-
+    sitting = _Sitting.of(run, checkpoints, about, begun, held_out_rows, pick_device(device))
     if begun is None:
         torch.manual_seed(run.seed)  # dropout draws from the global generators
-        save(0, measure(0))
+        sitting.save(0, sitting.measure(0))
+    done, enough = sitting.done, False
     if done < run.steps:
         batches = (dataset.batch(k) for k in itertools.count(done * run.accumulate))
         for row in train(
-            model,
+            sitting.model,
             batches,
             steps=run.steps - done,
             rate=run.schedule,
-            optimizer=optimizer,
+            optimizer=sitting.optimizer,
             start=done,
-            tokens=tokens,
+            tokens=sitting.tokens,
             accumulate=run.accumulate,
             clip=run.clip,
         ):
-            tokens = row.tokens
-            if row.step % RECORD_EVERY == 0 or row.step <= 20:
-                _note(record, run, row)
+            sitting.note(row)
+            sitting.tokens = row.tokens
             if row.step % run.save_every == 0 or row.step == run.steps or row.step in run.rung_steps:
-                row = replace(row, held_out=measure(row.step))
-                enough = stopping.update(row.held_out)
-                save(row.step, row.held_out)
-            else:
-                enough = False
-                if should_stop():
-                    save(row.step, None)
+                row = replace(row, held_out=sitting.measure(row.step))
+                enough = sitting.stopping.update(row.held_out)
+                sitting.save(row.step, row.held_out)
+            elif should_stop():
+                sitting.save(row.step, None)
             yield row
             if enough or should_stop():
                 break
@@ -315,6 +279,85 @@ def pretrain(
             return
     best = load_model(checkpoints.best().folder)
     save_model(best, folder / "model", course_tokenizer())
+
+
+@dataclass
+class _Sitting:
+    """One sitting at a run: what is trained, and what is written about it. done: steps taken before it began. tokens:
+    read so far."""
+
+    run: Pretraining
+    checkpoints: Checkpoints
+    about: dict
+    record: Record
+    model: LanguageModel
+    optimizer: Optimizer
+    stopping: EarlyStopping
+    held_out_batches: list[Batch]
+    done: int = 0
+    tokens: int = 0
+
+    @classmethod
+    def of(
+        cls,
+        run: Pretraining,
+        checkpoints: Checkpoints,
+        about: dict,
+        begun: Checkpoint | None,
+        held_out_rows: Packed,
+        device: torch.device,
+    ) -> "_Sitting":
+        """A first sitting, or one that goes on from a checkpoint with every piece of its state."""
+        held_out = run.dataset(held_out_rows, batch_size=min(run.batch_size, len(held_out_rows.ids_NT)))
+        model = (run.model() if begun is None else load_model(begun.folder)).to(device)
+        sitting = cls(
+            run,
+            checkpoints,
+            about,
+            Record(checkpoints.folder / "record.jsonl", command=f"course pretrain {run.name}", about=about),
+            model,
+            make_optimizer(model, run.optimizer, weight_decay=run.weight_decay),
+            EarlyStopping(run.patience or run.steps),
+            [held_out.batch(k) for k in range(min(run.held_out_batches, held_out.batches_per_epoch))],
+        )
+        if begun is not None:
+            sitting.done, sitting.tokens = begun.step, begun.state["tokens"]
+            sitting.optimizer.load_state_dict(begun.state["optimizer"])
+            sitting.stopping.lowest, sitting.stopping.misses = begun.state["stopping"]
+            restore_random_states(begun.state["random"])
+        return sitting
+
+    @cached_property
+    def probe(self) -> SentimentProbe:
+        return SentimentProbe()
+
+    def note(self, row: StepRecord) -> None:
+        """Write the curve, every step of its beginning and then now and again."""
+        if row.step % RECORD_EVERY == 0 or row.step <= 20:
+            for metric in ("loss", "gradient_norm", "rate", "seconds"):
+                self._add(row.step, metric, getattr(row, metric))
+
+    def measure(self, step: int) -> float:
+        """Held-out loss now, and at a rung what the probe finds."""
+        loss = held_out_loss(self.model, self.held_out_batches)
+        self._add(step, "held_out", loss)
+        if self.run.probe and (step in self.run.rung_steps or step == 0):
+            self.probe.add_to(self.record, self.run.name, step, self.probe.of_model(self.model))
+        return loss
+
+    def save(self, step: int, score: float | None) -> None:
+        """Write a checkpoint."""
+        state = {
+            "optimizer": self.optimizer.state_dict(),
+            "random": random_states(),
+            "tokens": self.tokens,
+            "stopping": [self.stopping.lowest, self.stopping.misses],
+        }
+        pinned = step in self.run.rung_steps
+        self.checkpoints.save(step, model_files(self.model), state, about=self.about, score=score, pinned=pinned)
+
+    def _add(self, step: int, metric: str, value: float) -> None:
+        self.record.add(name=self.run.name, seed=self.run.seed, step=step, metric=metric, value=value)
 
 
 def _begun(checkpoints: Checkpoints, about: dict, resume: bool) -> Checkpoint | None:
@@ -325,16 +368,6 @@ def _begun(checkpoints: Checkpoints, about: dict, resume: bool) -> Checkpoint | 
     begun = checkpoints.latest()
     check_same(begun.about, about)
     return begun
-
-
-def _note(record: Record, run: Pretraining, row: StepRecord) -> None:
-    for metric in ("loss", "gradient_norm", "rate", "seconds"):
-        record.add(name=run.name, seed=run.seed, step=row.step, metric=metric, value=getattr(row, metric))
-
-
-def _packed(texts: list[str], length: int) -> Packed:
-    tokenizer = course_tokenizer()
-    return pack(tokenizer.encode_all(texts), length, vocabulary=tokenizer.vocabulary)
 
 
 def _split_rows(packed: Packed) -> tuple[Packed, Packed]:

@@ -10,6 +10,7 @@ from course_lib import data
 from course_lib.data import Review, course_tokenizer
 from course_lib.evaluation import bag_of_words_accuracy, first_tokens, frozen_features, labelled_sample, probe_accuracy
 from course_lib.model import LanguageModel
+from course_lib.records import Record
 
 
 @dataclass(frozen=True)
@@ -49,6 +50,11 @@ class SentimentProbe:
         """The same for words and word pairs with TF-IDF, which learns its own features from the labelled texts."""
         read = lambda texts: np.array(first_tokens(texts, course_tokenizer()), dtype=object)  # noqa: E731
         return self._each(read, bag_of_words_accuracy)
+
+    def add_to(self, record: Record, name: str, step: int, accuracies: dict[tuple[int, int], float]) -> None:
+        """Write accuracies as rows of a record, one for each sample."""
+        for (labels, seed), accuracy in accuracies.items():
+            record.add(name=name, seed=seed, step=step, metric=f"probe_{labels}", value=accuracy)
 
     def _each(self, read: Callable, accuracy: Callable) -> dict[tuple[int, int], float]:
         tests = self.test_reviews

@@ -69,7 +69,7 @@ def record_objectives(
     _check_same_run(record, lab)
     probe = SentimentProbe(lab.probe_labels, lab.probe_seeds, lab.probe_tests)
     if not record.has(name="bag of words", seed=lab.probe_seeds - 1, step=0, metric=f"probe_{lab.probe_labels[-1]}"):
-        _add_probe(record, "bag of words", 0, probe.bag_of_words())
+        probe.add_to(record, "bag of words", 0, probe.bag_of_words())
     packed, held_out = training_rows(lab.row_length), training_rows(lab.row_length, split="dev")
     for objective in lab.objectives:
         dev = lab.dataset(objective, held_out)
@@ -139,7 +139,7 @@ def _record_objective(
                     record.add(name=objective, seed=lab.seed, step=row.step, metric="loss", value=row.loss)
                 if row.step % 100 == 0:
                     progress(f"{objective}: step {row.step} of {lab.steps}, loss {row.loss:.3f}")
-        _add_probe(record, objective, end, probe.of_model(model))
+        probe.add_to(record, objective, end, probe.of_model(model))
         loss = held_out_loss(model, dev_batches)
         record.add(name=objective, seed=lab.seed, step=end, metric="held_out", value=loss)
         _save(state_path, end, model, optimizer)
@@ -157,11 +157,6 @@ def _check_same_run(record: Record, lab: Laboratory) -> None:
                 f"{record.path} was begun with {name} {begun.get(name)}, and this laboratory has {wanted[name]}: "
                 "record it into another file"
             )
-
-
-def _add_probe(record: Record, name: str, step: int, accuracies: dict[tuple[int, int], float]) -> None:
-    for (labels, seed), accuracy in accuracies.items():
-        record.add(name=name, seed=seed, step=step, metric=f"probe_{labels}", value=accuracy)
 
 
 def _save(path: Path, step: int, model: LanguageModel, optimizer: Optimizer) -> None:

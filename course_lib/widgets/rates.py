@@ -7,10 +7,9 @@ import math
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 
-from course_lib.schedules import SHAPES, Schedule
+from course_lib.schedules import SHAPES, Schedule, factor
 
 POINTS, FIRST = 400, 10  # steps that a curve is drawn through; steps that are shown from near
-WITHOUT_FLOOR = ("constant", "inverse_square_root")
 
 
 @dataclass(frozen=True)
@@ -121,8 +120,7 @@ def _spread(begin: int, end: int, wanted: set[int]) -> tuple[int, ...]:
 
 
 def _factor(settings: ScheduleSettings, step: int) -> float:
-    options = {} if settings.shape in WITHOUT_FLOOR else {"total": settings.total, "floor": settings.floor}
-    return SHAPES[settings.shape](step, warmup=settings.warmup, **options)
+    return factor(settings.shape, step, total=settings.total, warmup=settings.warmup, floor=settings.floor)
 
 
 def _rates(settings: ScheduleSettings, steps: Iterable[int]) -> tuple[float, ...]:

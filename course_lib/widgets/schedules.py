@@ -12,9 +12,9 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from course_lib import plots
 from course_lib.plots.theme import GREY, INK, PALE
-from course_lib.schedules import SHAPES
+from course_lib.schedules import SHAPES, WITHOUT_END
 from course_lib.widgets.binder import Explorer, bind
-from course_lib.widgets.rates import PRESETS, WITHOUT_FLOOR, ScheduleSettings, ScheduleView, compute_schedule
+from course_lib.widgets.rates import PRESETS, ScheduleSettings, ScheduleView, compute_schedule
 
 WIDTH, HIGH = 8.5 * 72, 336.0  # points
 RATE, RISES_AGAIN, FROM_ZERO = plots.CYCLE[0], plots.CYCLE[1], INK
@@ -44,7 +44,7 @@ def draw_schedule(view: ScheduleView) -> Figure:
 
 
 def _floor(said: ScheduleSettings) -> str:
-    return ", has no floor" if said.shape in WITHOUT_FLOOR else f", floor {said.floor:.0%} of the peak"
+    return ", has no floor" if said.shape in WITHOUT_END else f", floor {said.floor:.0%} of the peak"
 
 
 def _ends(view: ScheduleView) -> str:
