@@ -76,6 +76,7 @@ def _add_pretrain(commands: argparse._SubParsersAction) -> None:
     pretrain.add_argument("--batch-size", type=_count, metavar="ROWS", help="rows in a batch")
     pretrain.add_argument("--row-length", type=_count, metavar="TOKENS", help="tokens in a row")
     pretrain.add_argument("--optimizer", help="muon or adamw")
+    pretrain.add_argument("--dtype", help="float32 or bfloat16 (default: what a measurement finds to pay)")
     pretrain.add_argument("--width", type=_count, metavar="CHANNELS", help="channels of the model")
     pretrain.add_argument("--layers", type=_count, metavar="N", help="blocks of the model")
     pretrain.add_argument("--dropout", type=float, metavar="SHARE", help="default: none")
@@ -137,7 +138,7 @@ def _pretrain(options: argparse.Namespace) -> int:
 
 
 _PRETRAIN_OPTIONS = (
-    *("text", "begin_with", "tokens", "peak_rate", "warmup", "batch_size", "row_length", "optimizer"),
+    *("text", "begin_with", "tokens", "peak_rate", "warmup", "batch_size", "row_length", "optimizer", "dtype"),
     *("width", "layers", "dropout", "seed", "save_every"),
 )
 

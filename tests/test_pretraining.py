@@ -258,6 +258,22 @@ def test_tokens_and_patience_are_state_too(undisturbed, tmp_path):
     assert differing(tmp_path, undisturbed["causal, adamw"]) == ["tokens"]
 
 
+def test_a_run_goes_on_in_the_number_format_that_it_began_in(tmp_path, monkeypatch):
+    """What a measurement finds to pay changes with what else the machine does."""
+    found = {"now": torch.float32}
+    monkeypatch.setattr(pretraining, "fast_dtype", lambda device: found["now"])
+    whole, stopped, mixed = (tmp_path / name for name in ("whole", "stopped", "mixed"))
+    sitting(CAUSAL, whole)
+    for folder in (stopped, mixed):
+        sitting(CAUSAL, folder, leave_after=6)
+    forget_in_the_file(CAUSAL, mixed, dtype="bfloat16")
+    found["now"] = torch.bfloat16
+    for folder in (stopped, mixed):
+        sitting(CAUSAL, folder, resume=True)
+    assert differing(stopped, whole) == []
+    assert distance(mixed, whole) > 1e-5
+
+
 # ---------------------------------------------------------------- what is refused
 
 
@@ -372,6 +388,7 @@ def test_a_damaged_checkpoint_costs_its_steps_and_nothing_else(undisturbed, tmp_
         ({"batch_size": 0}, "batch_size is 0: take at least 1"),
         ({"accumulate": 0}, "accumulate is 0"),
         ({"save_every": 0}, "save_every is 0"),
+        ({"dtype": "float16"}, "dtype 'float16' is unknown: choose one of auto, float32, bfloat16"),
         ({"tokens": 127}, "tokens is 127, less than one step of 128: give more"),
         ({"rungs": (0.0,)}, "rungs are .*above 0 and at most 1"),
         ({"rungs": (1.1,)}, "rungs are "),

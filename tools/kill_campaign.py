@@ -23,8 +23,8 @@ from course_lib.records import Record
 SAVE_EVERY = 4  # steps between checkpoints
 COURSE = (sys.executable, "-c", "import sys; from course_lib.cli import main; sys.exit(main())")
 OPTIONS = shlex.split(
-    "decoder --device cpu --width 16 --layers 2 --dropout 0.1 --row-length 32 --batch-size 4 --rate 0.01 "
-    f"--save-every {SAVE_EVERY}"
+    "decoder --device cpu --dtype float32 --width 16 --layers 2 --dropout 0.1 --row-length 32 "
+    f"--batch-size 4 --rate 0.01 --save-every {SAVE_EVERY}"
 )
 PATIENCE = 600  # seconds without a new checkpoint after which something is wrong
 

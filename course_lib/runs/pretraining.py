@@ -25,11 +25,12 @@ from course_lib.pretrained import load_model, model_files, save_model
 from course_lib.records import Record, check_same
 from course_lib.runs.laboratory import packed_rows
 from course_lib.runs.probe import SentimentProbe
-from course_lib.runtime import pick_device
+from course_lib.runtime import fast_dtype, pick_device
 from course_lib.schedules import Schedule
 from course_lib.training import EarlyStopping, StepRecord, held_out_loss, new_model, train
 
 RECORD_EVERY = 10  # steps between the rows of the training loss
+DTYPES = ("auto", "float32", "bfloat16")
 
 
 @dataclass(frozen=True)
@@ -38,10 +39,11 @@ class Pretraining:
 
     objective: a key of OBJECTIVES; options: what its function takes. frequency_weighted: ask less often about frequent
     tokens (masked only). tokens: read by the model in all. text: your own .txt, .csv or folder instead of the packaged
-    reviews. begin_with: a folder with a model to go on training instead of a new one. save_every: steps between
-    checkpoints, the held-out loss measured at each over `held_out_batches`. rungs: shares of the run whose checkpoints
-    are kept. probe: measure at each rung what a frozen probe finds (packaged reviews only). patience: stop after so
-    many checkpoints without a lower held-out loss.
+    reviews. begin_with: a folder with a model to go on training instead of a new one. dtype: what autocast computes in,
+    "float32", "bfloat16", or "auto": what a measurement finds to pay as the run begins, and then to its end.
+    save_every: steps between checkpoints, the held-out loss measured at each over `held_out_batches`. rungs: shares of
+    the run whose checkpoints are kept. probe: measure at each rung what a frozen probe finds (packaged reviews only).
+    patience: stop after so many checkpoints without a lower held-out loss.
     Raises ValueError for what cannot be run, before anything is read.
     """
 
@@ -59,6 +61,7 @@ class Pretraining:
     optimizer: str = "adamw"
     weight_decay: float = 0.05
     clip: float = 1.0
+    dtype: str = "auto"
     options: dict = field(default_factory=dict)
     frequency_weighted: bool = False
     config: TransformerConfig = field(default_factory=lambda: TransformerConfig(vocab_size=8192))
@@ -88,6 +91,8 @@ class Pretraining:
             raise ValueError(f"rungs are {self.rungs}: give shares of the run, above 0 and at most 1")
         if self.optimizer not in KINDS:
             raise ValueError(f"optimizer {self.optimizer!r} is unknown: choose one of {', '.join(KINDS)}")
+        if self.dtype not in DTYPES:
+            raise ValueError(f"dtype {self.dtype!r} is unknown: choose one of {', '.join(DTYPES)}")
         if self.patience is not None:
             EarlyStopping(self.patience)
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
@@ -263,6 +268,7 @@ def pretrain(
             tokens=sitting.tokens,
             accumulate=run.accumulate,
             clip=run.clip,
+            dtype=sitting.dtype,
         ):
             sitting.note(row)
             sitting.tokens = row.tokens
@@ -284,7 +290,7 @@ def pretrain(
 @dataclass
 class _Sitting:
     """One sitting at a run: what is trained, and what is written about it. done: steps taken before it began. tokens:
-    read so far."""
+    read so far. dtype: what it computes in, which another sitting must not measure again."""
 
     run: Pretraining
     checkpoints: Checkpoints
@@ -294,6 +300,7 @@ class _Sitting:
     optimizer: Optimizer
     stopping: EarlyStopping
     held_out_batches: list[Batch]
+    dtype: torch.dtype
     done: int = 0
     tokens: int = 0
 
@@ -319,11 +326,13 @@ class _Sitting:
             make_optimizer(model, run.optimizer, weight_decay=run.weight_decay),
             EarlyStopping(run.patience or run.steps),
             [held_out.batch(k) for k in range(min(run.held_out_batches, held_out.batches_per_epoch))],
+            fast_dtype(device) if run.dtype == "auto" else getattr(torch, run.dtype),
         )
         if begun is not None:
             sitting.done, sitting.tokens = begun.step, begun.state["tokens"]
             sitting.optimizer.load_state_dict(begun.state["optimizer"])
             sitting.stopping.lowest, sitting.stopping.misses = begun.state["stopping"]
+            sitting.dtype = getattr(torch, begun.state["dtype"])
             restore_random_states(begun.state["random"])
         return sitting
 
@@ -339,7 +348,7 @@ class _Sitting:
 
     def measure(self, step: int) -> float:
         """Held-out loss now, and at a rung what the probe finds."""
-        loss = held_out_loss(self.model, self.held_out_batches)
+        loss = held_out_loss(self.model, self.held_out_batches, dtype=self.dtype)
         self._add(step, "held_out", loss)
         if self.run.probe and (step in self.run.rung_steps or step == 0):
             self.probe.add_to(self.record, self.run.name, step, self.probe.of_model(self.model))
@@ -351,6 +360,7 @@ class _Sitting:
             "optimizer": self.optimizer.state_dict(),
             "random": random_states(),
             "tokens": self.tokens,
+            "dtype": str(self.dtype).removeprefix("torch."),
             "stopping": [self.stopping.lowest, self.stopping.misses],
         }
         pinned = step in self.run.rung_steps

@@ -658,9 +658,9 @@ foretold = law(plateau_tokens)
 compare(
     ladder_guess,
     f"It is {plateau_loss:.3f}. The law, fitted on the first {recipe.tokens / 4e6:.0f} M tokens, says {foretold:.3f}: off by "
-    f"{plateau_loss - foretold:+.3f}. At the very end, after the rate has fallen, it is {final_loss:.3f}, where the law says "
-    f"{law(final_tokens):.3f}: the decay is worth {law(final_tokens) - final_loss:.3f} nats beyond the law, which knows one "
-    "rate only."
+    f"{plateau_loss - foretold:+.3f}. At the very end, after the rate has fallen, it is {final_loss:.3f}: the law knows one "
+    f"rate only, says {law(final_tokens):.3f}, and cannot foresee that the fall of the rate brings it down by "
+    f"{plateau_loss - final_loss:.3f} over the last {recipe.decay_share:.0%} of the run."
     + (
         f" By the end of the run the model has read its text {recipe.tokens / packed.ids_NT.numel():.1f} times; a law fitted on "
         "fresh text is too hopeful about text read again."
@@ -707,7 +707,7 @@ plots.show(
     plots.draw_curves(
         {"decoder": tuple(zip(*recorded, strict=True))},
         {"decoder": ([row.step for row in live], [row.loss for row in live])},
-        xlabel="step", ylabel="training loss, nats per token", size=(7.5, 3.2),
+        xlabel="step", ylabel="loss, nats per token", size=(7.5, 3.2),
     ),
     alt="The first steps of the recorded run as a line, those that this machine has just taken as markers.",
 )  # fmt: skip
@@ -832,7 +832,7 @@ folder = Path(tempfile.mkdtemp())
 (folder / "reviews.txt").write_text("\n\n".join(review.text for review in reviews_of("dev", "imdb")[:200]), "utf-8")
 settings = {
     "tokens": 100_000, "row_length": 64, "batch_size": 16, "save_every": 20, "width": 64, "layers": 2, "dropout": 0.1,
-    "optimizer": "adamw", "text": str(folder / "reviews.txt"),
+    "optimizer": "adamw", "dtype": "float32", "text": str(folder / "reviews.txt"),
 }  # fmt: skip
 command = [sys.executable, "-m", "course_lib.cli", "pretrain", "decoder", "--device", "cpu", "--keep", "9"]
 for option, value in settings.items():
@@ -888,7 +888,8 @@ def go_on(forget=None):
     at = 0 if forget == "position in the data" else begun.step
     rate = (lambda n: run.schedule(n - begun.step)) if forget == "position in the schedule" else run.schedule
     batches = (own_dataset.batch(k) for k in itertools.count(at))
-    list(train(model, batches, steps=run.steps - begun.step, rate=rate, optimizer=optimizer, start=begun.step))
+    list(train(model, batches, steps=run.steps - begun.step, rate=rate, optimizer=optimizer, start=begun.step,
+               dtype=torch.float32))  # fmt: skip
     return model
 
 
