@@ -188,6 +188,9 @@ RECIPES = {
         probe=True,
     ),
 }
+RECIPES["encoder_longer"] = RECIPES["encoder"].with_(  # begins with the encoder; other order, other masks, a long decay
+    name="encoder_longer", tokens=32_000_000, seed=1, decay_share=0.6, rungs=(0.4, 0.7, 1.0)
+)
 
 
 def recipe(name: str, **changes: object) -> Pretraining:
@@ -195,7 +198,7 @@ def recipe(name: str, **changes: object) -> Pretraining:
     model. A changed recipe is not probed unless it says so, and where it has become short and no warm-up is given, a
     tenth of it warms up.
 
-    Raises ValueError for an unknown recipe or setting.
+    Raises ValueError for an unknown recipe or setting, or where the recipe goes on from another's model and none is given.
 
     >>> recipe("encoder", tokens=1_000_000).warmup
     24
@@ -203,8 +206,10 @@ def recipe(name: str, **changes: object) -> Pretraining:
     if name not in RECIPES:
         raise ValueError(f"recipe {name!r} is unknown: choose one of {', '.join(RECIPES)}")
     run = RECIPES[name]
-    if not changes:
-        return run
+    if name == "encoder_longer" and not changes.get("begin_with"):
+        raise ValueError("encoder_longer goes on with a model: give it (--from) what `course pretrain encoder` has made")
+    if not changes.keys() - {"begin_with"}:
+        return run.with_(**changes)
     names = {"width": "d_model", "layers": "n_layers", "dropout": "dropout"}
     dimensions = {ours: changes.pop(given) for given, ours in names.items() if given in changes}
     if "d_model" in dimensions:
