@@ -64,7 +64,9 @@ def _add_pretrain(commands: argparse._SubParsersAction) -> None:
     pretrain = commands.add_parser(
         "pretrain", help="pre-train an encoder or a decoder on the packaged reviews, or on your own text"
     )
-    pretrain.add_argument("recipe", metavar="RECIPE", help="encoder (masked), decoder (causal), or encoder_longer (with --from)")
+    pretrain.add_argument(
+        "recipe", metavar="RECIPE", help="encoder (masked), decoder (causal), or encoder_longer (masked, with --from)"
+    )
     pretrain.add_argument("--out", required=True, metavar="FOLDER", help="where checkpoints, curve and model go")
     pretrain.add_argument("--resume", action="store_true", help="go on with the run in --out where it was stopped")
     pretrain.add_argument("--device", help="cpu, cuda or mps (default: the best there is)")

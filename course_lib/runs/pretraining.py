@@ -198,7 +198,7 @@ def recipe(name: str, **changes: object) -> Pretraining:
     model. A changed recipe is not probed unless it says so, and where it has become short and no warm-up is given, a
     tenth of it warms up.
 
-    Raises ValueError for an unknown recipe or setting, or where the recipe goes on from another's model and none is given.
+    Raises ValueError for an unknown recipe or setting, or for encoder_longer without a model.
 
     >>> recipe("encoder", tokens=1_000_000).warmup
     24
@@ -207,7 +207,7 @@ def recipe(name: str, **changes: object) -> Pretraining:
         raise ValueError(f"recipe {name!r} is unknown: choose one of {', '.join(RECIPES)}")
     run = RECIPES[name]
     if name == "encoder_longer" and not changes.get("begin_with"):
-        raise ValueError("encoder_longer goes on with a model: give it (--from) what `course pretrain encoder` has made")
+        raise ValueError("encoder_longer goes on with a model: give it (--from) what `course pretrain encoder` made")
     if not changes.keys() - {"begin_with"}:
         return run.with_(**changes)
     names = {"width": "d_model", "layers": "n_layers", "dropout": "dropout"}
