@@ -31,6 +31,7 @@ CLASSES: dict[str, type[LanguageModel]] = {
     TwoStream.layout: TwoStream,
     EncoderDecoder.layout: EncoderDecoder,
 }
+ROTARY_TABLE = "roformer.encoder.embed_positions.weight"  # not learned: it is not rounded with the weights
 CHECKPOINTS_FOLDER = DATA_FOLDER / "checkpoints"
 ARCHITECTURES = {"gpt2": "GPT2LMHeadModel", "bert": "BertForMaskedLM", "roformer": "RoFormerForMaskedLM"}
 
@@ -102,6 +103,8 @@ def model_files(
     """
     config = _config_of(model) | {"torch_dtype": str(dtype).removeprefix("torch.")}
     tensors = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in _weights_of(model).items()}
+    if model.layout == "roformer":
+        tensors[ROTARY_TABLE] = _sinusoids(model.config.max_len, model.config.d_head)
     files = {}
     if tokenizer is not None:
         if tokenizer.vocabulary.size > model.config.vocab_size:
@@ -239,8 +242,6 @@ def _weights_of(model: LanguageModel) -> dict[str, Tensor]:
     if model.layout in ("bert", "roformer"):
         bare = model.cls is None  # an encoder alone is written as BertModel, whose names have no prefix
         weights = {n if bare or n.startswith("cls.") else f"{model.layout}.{n}": t for n, t in weights.items()}
-    if model.layout == "roformer":
-        weights["roformer.encoder.embed_positions.weight"] = _sinusoids(model.config.max_len, model.config.d_head)
     return weights
 
 

@@ -215,13 +215,20 @@ class EarlyStopping:
         is_better = math.isfinite(loss) and loss < self.lowest
         self.misses = 0 if is_better else self.misses + 1
         self.lowest = loss if is_better else self.lowest
+        return self.is_over
+
+    @property
+    def is_over(self) -> bool:
         return self.misses >= self.patience
 
 
-def with_progress(records: Iterable[StepRecord], total: int, *, start: int = 0) -> Iterator[StepRecord]:
-    """The same records, with a progress bar of tqdm that shows the loss, in a terminal or a notebook."""
-    with tqdm(total=total, initial=start, unit="step", dynamic_ncols=True) as bar:
+def with_progress(records: Iterable[StepRecord], total: int) -> Iterator[StepRecord]:
+    """The same records, with a progress bar of tqdm that shows the loss, in a terminal or a notebook. A run that goes
+    on begins where its first record is."""
+    with tqdm(total=total, unit="step", dynamic_ncols=True) as bar:
         for record in records:
+            if bar.n == 0:
+                bar.n = bar.initial = record.step - 1
             bar.set_postfix_str(f"loss {record.loss:.3f}", refresh=False)
             bar.update()
             yield record

@@ -255,7 +255,7 @@ def test_a_run_that_cannot_be_is_refused_in_one_line_and_nothing_is_made(changes
 def test_an_unknown_recipe_is_refused_with_those_that_are_there(tmp_path, capsys):
     assert cli.main(["pretrain", "gpt", "--out", str(tmp_path / "out")]) == 2
     errors = capsys.readouterr().err
-    assert errors == "course pretrain: recipe 'gpt' is unknown: choose one of decoder, encoder\n"
+    assert errors == "course pretrain: recipe 'gpt' is unknown: choose one of decoder, encoder, encoder_longer\n"
     assert not (tmp_path / "out").exists()
 
 

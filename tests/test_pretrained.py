@@ -148,9 +148,6 @@ def test_minilm_is_the_published_model():
 # ---------------------------------------------------------------- in half the bytes
 
 BF16 = torch.bfloat16
-ROTARY = pytest.param(
-    "roformer", marks=pytest.mark.xfail(reason="RoFormer's table of sines is rounded with the weights", strict=True)
-)
 
 
 @pytest.mark.parametrize("name", MODELS)
@@ -184,7 +181,7 @@ def test_a_model_that_was_saved_twice_in_bfloat16_is_rounded_once(tmp_path):
     assert model_files(load_model(tmp_path), dtype=BF16) == files
 
 
-@pytest.mark.parametrize("name", ["gpt2", "bert", ROTARY])
+@pytest.mark.parametrize("name", ["gpt2", "bert", "roformer"])
 def test_in_bfloat16_a_model_opens_in_transformers_with_equal_logits_in_fp32(name, tmp_path):
     transformers = pytest.importorskip("transformers", reason="install the extra [interop]")
     auto = transformers.AutoModelForCausalLM if name == "gpt2" else transformers.AutoModelForMaskedLM

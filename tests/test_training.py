@@ -489,7 +489,7 @@ def test_no_patience_is_refused():
 
 def test_a_progress_bar_hands_on_the_records_and_shows_step_and_loss(capsys):
     records = [StepRecord(n, 10 * n, 5, 8.0 - n / 3, 1e-3, 1.0, 0.1) for n in range(5, 8)]
-    assert list(with_progress(iter(records), 7, start=4)) == records
+    assert list(with_progress(iter(records), 7)) == records
     last = capsys.readouterr().err.split("\r")[-1]
     assert "7/7" in last
     assert "loss 5.667" in last

@@ -16,12 +16,12 @@ import torch
 from course_lib import data
 from course_lib.checkpoint import Checkpoint, Checkpoints, random_states, restore_random_states
 from course_lib.data import OBJECTIVES, Packed, PretrainingDataset, course_tokenizer, frequency_weights
-from course_lib.files import sha256_of
+from course_lib.files import sha256_of, write_folder
 from course_lib.layers import TransformerConfig
 from course_lib.model import MODEL_OF_OBJECTIVE, LanguageModel
 from course_lib.objectives import Batch
 from course_lib.optimizers import KINDS, Optimizer, make_optimizer
-from course_lib.pretrained import load_model, model_files, save_model
+from course_lib.pretrained import load_model, model_files
 from course_lib.records import Record, check_same
 from course_lib.runs.laboratory import packed_rows
 from course_lib.runs.probe import SentimentProbe
@@ -130,7 +130,7 @@ class Pretraining:
         settings["rungs"] = list(self.rungs)
         for harmless in ("name", "begin_with", "text"):
             settings.pop(harmless)
-        corpus = {path.name: sha256_of(path) for path in _text_files(self.text)} if self.text else None
+        corpus = self.text and {name: sha256_of(path) for name, path in _text_files(Path(self.text)).items()}
         return settings | {
             "tokenizer_sha256": course_tokenizer().fingerprint,
             "corpus_sha256": corpus or sha256_of(data.corpus_path()),
@@ -164,10 +164,21 @@ class Pretraining:
         )
 
     def model(self) -> LanguageModel:
-        """The model before the first step."""
-        if self.begin_with is not None:
-            return load_model(self.begin_with)
-        return new_model(MODEL_OF_OBJECTIVE[self.objective], self.config, seed=self.seed, device="cpu")
+        """The model before the first step.
+
+        Raises ValueError where the model to begin with is not one for this objective, or not of `config`.
+        """
+        kind = MODEL_OF_OBJECTIVE[self.objective]
+        if self.begin_with is None:
+            return new_model(kind, self.config, seed=self.seed, device="cpu")
+        model = load_model(self.begin_with)
+        if type(model) is not kind:
+            raise ValueError(
+                f"{self.begin_with} holds a model of class {type(model).__name__}: the {self.objective} objective "
+                f"trains one of class {kind.__name__}"
+            )
+        check_same(asdict(model.config), asdict(self.config))
+        return model
 
 
 RUNGS = (1 / 32, 1 / 16, 1 / 8, 1 / 4, 1 / 2, 0.7, 1.0)
@@ -196,7 +207,7 @@ RECIPES["encoder_longer"] = RECIPES["encoder"].with_(  # begins with the encoder
 def recipe(name: str, **changes: object) -> Pretraining:
     """One of RECIPES, or with some settings changed: those of Pretraining, and `width`, `layers` and `dropout` of the
     model. A changed recipe is not probed unless it says so, and where it has become short and no warm-up is given, a
-    tenth of it warms up.
+    tenth of it warms up. With `begin_with`, the model's dimensions are those of its folder.
 
     Raises ValueError for an unknown recipe or setting, or for encoder_longer without a model.
 
@@ -208,15 +219,20 @@ def recipe(name: str, **changes: object) -> Pretraining:
     run = RECIPES[name]
     if name == "encoder_longer" and not changes.get("begin_with"):
         raise ValueError("encoder_longer goes on with a model: give it (--from) what `course pretrain encoder` made")
-    if not changes.keys() - {"begin_with"}:
-        return run.with_(**changes)
     names = {"width": "d_model", "layers": "n_layers", "dropout": "dropout"}
     dimensions = {ours: changes.pop(given) for given, ours in names.items() if given in changes}
+    config = run.config
+    if "begin_with" in changes:
+        config = load_model(changes["begin_with"]).config
+        if dimensions:
+            raise ValueError(f"the model of begin_with brings its own {', '.join(dimensions)}: leave that out")
+    elif "row_length" in changes:
+        dimensions["max_len"] = max(config.max_len, changes["row_length"])
     if "d_model" in dimensions:
         dimensions["d_ff"] = 4 * dimensions["d_model"]
-    if "row_length" in changes:
-        dimensions["max_len"] = max(run.config.max_len, changes["row_length"])
-    changed = run.with_(**({"warmup": 0, "probe": False, "config": run.config.with_(**dimensions)} | changes))
+    if not dimensions and changes.keys() <= {"begin_with"}:
+        return run.with_(config=config, **changes)
+    changed = run.with_(**({"warmup": 0, "probe": False, "config": config.with_(**dimensions)} | changes))
     return changed if "warmup" in changes else changed.with_(warmup=min(run.warmup, changed.steps // 10))
 
 
@@ -258,10 +274,11 @@ def pretrain(
     dataset = run.dataset(train_rows)
     sitting = _Sitting.of(run, checkpoints, about, begun, held_out_rows, pick_device(device))
     if begun is None:
+        sitting.record.check_about()  # of a run that was killed before its first checkpoint
         torch.manual_seed(run.seed)  # dropout draws from the global generators
         sitting.save(0, sitting.measure(0))
-    done, enough = sitting.done, False
-    if done < run.steps:
+    done = sitting.done
+    if done < run.steps and not sitting.stopping.is_over:
         batches = (dataset.batch(k) for k in itertools.count(done * run.accumulate))
         for row in train(
             sitting.model,
@@ -279,17 +296,17 @@ def pretrain(
             sitting.tokens = row.tokens
             if row.step % run.save_every == 0 or row.step == run.steps or row.step in run.rung_steps:
                 row = replace(row, held_out=sitting.measure(row.step))
-                enough = sitting.stopping.update(row.held_out)
+                sitting.stopping.update(row.held_out)
                 sitting.save(row.step, row.held_out)
-            elif should_stop():
-                sitting.save(row.step, None)
             yield row
-            if enough or should_stop():
+            if sitting.stopping.is_over or row.step == run.steps:
                 break
-        if row.step < run.steps and not enough:
-            return
+            if should_stop():
+                if row.held_out is None:
+                    sitting.save(row.step, None)
+                return
     best = load_model(checkpoints.best().folder)
-    save_model(best, folder / "model", course_tokenizer())
+    write_folder(folder / "model", model_files(best, course_tokenizer()))
 
 
 @dataclass
@@ -354,6 +371,8 @@ class _Sitting:
     def measure(self, step: int) -> float:
         """Held-out loss now, and at a rung what the probe finds."""
         loss = held_out_loss(self.model, self.held_out_batches, dtype=self.dtype)
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"step {step}: the held-out loss is {loss}: lower the rate or look at the text")
         self._add(step, "held_out", loss)
         if self.run.probe and (step in self.run.rung_steps or step == 0):
             self.probe.add_to(self.record, self.run.name, step, self.probe.of_model(self.model))
@@ -376,6 +395,8 @@ class _Sitting:
 
 
 def _begun(checkpoints: Checkpoints, about: dict, resume: bool) -> Checkpoint | None:
+    if checkpoints.folder.exists() and not checkpoints.folder.is_dir():
+        raise ValueError(f"{checkpoints.folder} is a file: name a folder for the run")
     if not resume:
         if checkpoints.steps():
             raise ValueError(f"{checkpoints.folder} holds a run already: resume it, or choose another folder")
@@ -396,6 +417,9 @@ def _split_rows(packed: Packed) -> tuple[Packed, Packed]:
     )
 
 
-def _text_files(text: str) -> list[Path]:
-    path = Path(text)
-    return sorted(path.rglob("*.txt")) if path.is_dir() else [path]
+def _text_files(path: Path) -> dict[str, Path]:
+    """{name within the corpus: file}."""
+    if not path.exists():
+        raise FileNotFoundError(f"{path} is not there: check the name, or the folder you started from ({Path.cwd()})")
+    files = sorted(path.rglob("*.txt")) if path.is_dir() else [path]
+    return {file.relative_to(path).as_posix() if path.is_dir() else file.name: file for file in files}
