@@ -142,6 +142,7 @@ def unseen_flips(checkpoints, name, step):
     return unseen
 
 
+@pytest.mark.slow
 def test_no_flipped_bit_of_the_state_or_the_manifest_goes_unseen(tmp_path):
     checkpoints = Checkpoints(tmp_path)
     checkpoints.save(30, {"a": b"x"}, {"moments": torch.arange(5.0)}, about=ABOUT, score=4.5)

@@ -102,11 +102,11 @@ def test_the_comparison_above_tells_a_head_that_forgot_the_mean_or_has_another_s
     assert differ(margin(classifier, features_NE), wanted) > 1e-3
 
 
-@pytest.mark.parametrize("objective", ["masked", "causal"])
-def test_without_an_epoch_the_head_is_the_probe_and_nothing_else_has_changed(objective):
+@pytest.mark.parametrize(("objective", "strength"), [("masked", 0.05), ("causal", 0.05), ("masked", 1e-4)])
+def test_without_an_epoch_the_head_is_the_probe_and_nothing_else_has_changed(objective, strength):
     classifier = fresh(objective)
     before = copied(classifier)
-    assert fine_tune(classifier, TEXTS, LABELS, TOKENIZER, how(epochs=0)) == []
+    assert fine_tune(classifier, TEXTS, LABELS, TOKENIZER, how(epochs=0, head_strength=strength)) == []
     assert moved(classifier, before) == {"head.weight", "head.bias"}
     assert not classifier.training
     features_NE, other_NE = (
@@ -114,7 +114,10 @@ def test_without_an_epoch_the_head_is_the_probe_and_nothing_else_has_changed(obj
     )
     for part_NE, texts in ((features_NE, TEXTS), (other_NE, [text[::-1] for text in TEXTS])):
         found = (predictions(classifier, texts, TOKENIZER).argmax(1) == LABELS).mean()
-        assert found == probe_accuracy(features_NE, np.array(LABELS), part_NE, np.array(LABELS))
+        assert found == probe_accuracy(features_NE, np.array(LABELS), part_NE, np.array(LABELS), strength=strength)
+    judge = probe(features_NE, LABELS, strength)
+    logits = torch.from_numpy(judge.decision_function(features_NE)).float()
+    assert differ(margin(classifier, features_NE), logits) < 1e-4
 
 
 def test_a_head_that_is_not_fitted_first_bets_evenly():
@@ -351,6 +354,7 @@ REFUSED = [
     ("dropout nan", lambda: FineTuning(dropout=math.nan), "dropout is nan"),
     ("decay below 0", lambda: FineTuning(weight_decay=-1), "weight_decay is -1: give a number of at least 0"),
     ("decay nan", lambda: FineTuning(weight_decay=math.nan), "weight_decay is nan"),
+    ("strength 0", lambda: FineTuning(head_strength=0), "head_strength is 0: give a number above 0"),
     ("seed below 0", lambda: FineTuning(seed=-1), "give one or more whole numbers from 0 up"),
     ("no text", tuning([], []), "0 texts and 0 labels: give one label for each text, and at least one"),
     ("label missing", tuning(labels=LABELS[1:]), "16 texts and 15 labels: give one label for each text"),

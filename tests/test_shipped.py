@@ -63,6 +63,7 @@ def test_a_checkpoint_is_what_its_card_says(name):
     assert next(model.parameters()).dtype == torch.float32
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["encoder", "decoder"])
 def test_the_recorded_held_out_loss_is_that_of_the_shipped_weights(name):
     run, found = runs.RECIPES[name], load_checkpoint(name)
@@ -75,6 +76,7 @@ def test_the_recorded_held_out_loss_is_that_of_the_shipped_weights(name):
     assert held_out_loss(load_checkpoint(f"{name}_early"), batches) > 1.05 * recorded  # the control: an earlier rung
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["encoder", "decoder"])
 def test_pretraining_begins_as_it_was_recorded(name):
     run = runs.RECIPES[name]

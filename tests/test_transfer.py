@@ -227,9 +227,10 @@ def test_every_method_is_measured_on_the_same_samples_and_tests(transferred):
     scratch = new_model(Encoder, encoder.config, seed=1)
     short, short_tests = first_tokens(texts, TOKENIZER), first_tokens(test_texts, TOKENIZER)
     features_NE, test_NE = frozen_features(encoder, texts, TOKENIZER), frozen_features(encoder, test_texts, TOKENIZER)
+    strength = transfer.PRETRAINED[100].head_strength
     wanted = {
         "bag of words": bag_of_words_accuracy(short, labels, short_tests, test_labels),
-        "probe": probe_accuracy(features_NE, labels, test_NE, test_labels),
+        "probe": probe_accuracy(features_NE, labels, test_NE, test_labels, strength=strength),
         "fine-tuned": tuned(encoder, transfer.PRETRAINED[100], sample, tests, 1),
         "scratch": tuned(scratch, transfer.SCRATCH[100], sample, tests, 1),
     }

@@ -68,6 +68,7 @@ def explorer():
     return schedule_explorer()
 
 
+@pytest.mark.slow
 def test_the_explorer_survives_every_setting_and_comes_back(explorer):
     before = {name: control.value for name, control in explorer.controls.items()}
     image = explorer.image.value

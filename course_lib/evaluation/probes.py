@@ -63,10 +63,18 @@ def frozen_features(
 
 
 def probe_accuracy(
-    train_NE: np.ndarray, train_labels: np.ndarray, test_NE: np.ndarray, test_labels: np.ndarray
+    train_NE: np.ndarray,
+    train_labels: np.ndarray,
+    test_NE: np.ndarray,
+    test_labels: np.ndarray,
+    *,
+    strength: float = 0.05,
 ) -> float:
-    """Accuracy of a logistic regression on standardised features: what a linear reader finds in them."""
-    probe = make_pipeline(StandardScaler(), LogisticRegression(C=0.05, max_iter=1000))
+    """Accuracy of a logistic regression on standardised features: what a linear reader finds in them.
+
+    strength: scikit-learn's C, how far the labels may pull the weights.
+    """
+    probe = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=1000))
     return float(probe.fit(train_NE, train_labels).score(test_NE, test_labels))
 
 

@@ -45,7 +45,7 @@ class FineTuning:
 
     rate: peak, after a warm-up over the first tenth, falling linearly. dropout: of the body's layers of that name while
     it is trained; attention weights keep what the body's config says. head_first: fit the head on frozen features
-    before anything else is trained.
+    before anything else is trained; head_strength: scikit-learn's C of that fit, small where labels are few.
     Raises ValueError for numbers that are none, or too small.
     """
 
@@ -55,6 +55,7 @@ class FineTuning:
     weight_decay: float = 0.05
     dropout: float = 0.1
     head_first: bool = True
+    head_strength: float = 0.05
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -64,6 +65,8 @@ class FineTuning:
             raise ValueError(f"epochs {self.epochs}, batch_size {self.batch_size}: give at least 0 and 1")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}: give a share of at least 0 and below 1")
+        if not 0 < self.head_strength < math.inf:
+            raise ValueError(f"head_strength is {self.head_strength}: give a number above 0, such as 0.05")
         if not 0 <= self.weight_decay < math.inf:
             raise ValueError(f"weight_decay is {self.weight_decay}: give a number of at least 0, such as 0.05")
         seeded(self.seed)
@@ -72,7 +75,7 @@ class FineTuning:
 def fit_head(classifier: Classifier, features_NE: np.ndarray, labels: Sequence[int], *, strength: float = 0.05) -> None:
     """Set a two-class head to the logistic regression on standardised features, the standardisation folded into it.
 
-    strength: scikit-learn's C, small where labels are few.
+    strength: as FineTuning.head_strength.
     Raises ValueError for labels other than 0 and 1, where one of them is missing, or for a head of other classes.
     """
     if set(labels) != {0, 1}:
@@ -103,7 +106,8 @@ def fine_tune(
     if outside := [label for label in labels if label not in classes]:
         raise ValueError(f"label {outside[0]} is no class: this classifier tells 0 to {classes[-1]} apart")
     if how.head_first:
-        fit_head(classifier, frozen_features(classifier.body, texts, tokenizer), labels)
+        features_NE = frozen_features(classifier.body, texts, tokenizer)
+        fit_head(classifier, features_NE, labels, strength=how.head_strength)
     encoded, generator = tokenizer.encode_all(texts), seeded(how.seed)
     total = how.epochs * math.ceil(len(texts) / how.batch_size)
     rates = iter(map(Schedule("linear", how.rate, max(1, total), warmup=total // 10), range(total)))

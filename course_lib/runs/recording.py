@@ -20,7 +20,7 @@ from course_lib.optimizers import Optimizer, make_optimizer
 from course_lib.records import Record
 from course_lib.runs.laboratory import Laboratory, training_rows
 from course_lib.runs.language import record_language
-from course_lib.runs.pretraining import RECIPES, pretrain
+from course_lib.runs.pretraining import pretrain, recipe
 from course_lib.runs.probe import SentimentProbe
 from course_lib.runs.transfer import record_transfer
 from course_lib.runs.variants import record_variants
@@ -85,10 +85,14 @@ def record_span_collapse(*, progress: Callable[[str], None] = print) -> Path:
     return record_objectives(path=path, laboratory=at_common_rate, progress=progress)
 
 
-def record_pretraining(name: str, *, progress: Callable[[str], None] = print) -> Path:
-    """Pre-train one of the course's own models again, and write its curve; the run itself stays beside it, hidden."""
+def record_pretraining(name: str, *, begin_with: str | None = None, progress: Callable[[str], None] = print) -> Path:
+    """Pre-train one of the course's own models again, and write its curve; the run itself stays beside it, hidden.
+
+    begin_with: the name of a run that was recorded here before, whose model this one goes on with.
+    """
     folder = RECORDS_FOLDER / f".pretraining_{name}"
-    run = RECIPES[name]
+    begun = {"begin_with": str(RECORDS_FOLDER / f".pretraining_{begin_with}" / "model")} if begin_with else {}
+    run = recipe(name, **begun)
     for row in pretrain(run, folder, resume=bool(Checkpoints(folder).steps())):
         if row.held_out is not None:
             progress(f"{name}: step {row.step} of {run.steps}, held-out loss {row.held_out:.3f}")
@@ -100,6 +104,7 @@ RECORDERS: dict[str, Callable[..., Path]] = {
     "objectives": record_objectives,
     "span_collapse": record_span_collapse,
     "pretraining_encoder": partial(record_pretraining, "encoder"),
+    "pretraining_encoder_longer": partial(record_pretraining, "encoder_longer", begin_with="encoder"),
     "pretraining_decoder": partial(record_pretraining, "decoder"),
     "variants": record_variants,
     "language": record_language,

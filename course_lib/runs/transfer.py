@@ -77,11 +77,10 @@ def accuracy(method: str, sample: list[Review], tests: list[Review], *, seed: in
     if method == "bag of words":
         texts, test_texts = first_tokens(texts, tokenizer), first_tokens(test_texts, tokenizer)
         return bag_of_words_accuracy(texts, np.array(labels), test_texts, test_labels)
-    encoder = load_checkpoint("encoder").to(pick_device())
+    encoder, how = load_checkpoint("encoder").to(pick_device()), _setting(PRETRAINED, len(labels))
     if method == "probe":
         features_NE, test_NE = (frozen_features(encoder, part, tokenizer) for part in (texts, test_texts))
-        return probe_accuracy(features_NE, np.array(labels), test_NE, test_labels)
-    how = _setting(PRETRAINED, len(labels))
+        return probe_accuracy(features_NE, np.array(labels), test_NE, test_labels, strength=how.head_strength)
     if method == "scratch":
         encoder, how = new_model(Encoder, encoder.config, seed=seed), _setting(SCRATCH, len(labels))
     classifier = Classifier(encoder).to(pick_device())
