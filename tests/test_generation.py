@@ -441,6 +441,21 @@ def test_nothing_is_read_once_all_rows_have_stopped():
     assert len(calls) == 1
 
 
+def test_rows_that_stop_at_different_steps_are_read_until_the_last_has_stopped():
+    ends = [2, 5, 1, 3]  # steps until each row draws its only [EOS]
+
+    def each_at_its_own(logits_BV):
+        turn = len(calls) + 1
+        logits_BV = torch.zeros_like(logits_BV)
+        for row, end in enumerate(ends):
+            logits_BV[row, VOCABULARY.eos if turn == end else 9] = 50.0
+        return logits_BV
+
+    with watched(change=each_at_its_own) as calls:
+        assert [len(row) for row in written(max_new_tokens=9)] == [end - 1 for end in ends]
+    assert len(calls) == max(ends)
+
+
 def test_penalised_is_what_a_row_holds_its_prompt_included_and_no_other():
     rows = [[9, 10, 11], [12]]
     with watched(change=lambda logits: torch.full_like(logits, 5.0)):
