@@ -768,6 +768,48 @@ Markdown(
     )
 )
 
+# %% [markdown] name="transfer"
+# And fine-tuned? The encoder that the course ships went on for a while, with other masks and another order of the text
+# (`course pretrain encoder_longer`). Below, all of it is trained on few labelled reviews, beside a probe on it as it is, the same
+# model from random weights, and the bag of words. Every method reads the same stretch of the same reviews, and each point is the
+# mean of five samples of labels (`data/records/transfer.jsonl`, made by `course record transfer`).
+#
+# **Predict.** With how many labels does fine-tuning win most over the bag of words?
+
+# %% name="predict-transfer"
+transfer_guess = guess("The largest lead", ["100 labels", "500 labels", "3000 labels"])
+display(transfer_guess)
+
+# %% name="draw-transfer" jupyter={"source_hidden": true}
+tuned = Record(runs.RECORDS_FOLDER / "transfer.jsonl")
+accuracy = {}  # {method: {labels: mean, in %}}
+for method in ("fine-tuned", "probe", "bag of words", "scratch"):
+    values = tuned.values("accuracy", name=method)
+    accuracy[method] = {
+        labels: 100 * float(np.mean([v for n, v in values if n == labels])) for labels in sorted({n for n, _ in values})
+    }
+picture = plots.show(
+    plots.draw_curves(
+        {method: (list(means), list(means.values())) for method, means in accuracy.items()}, log_x=True,
+        xlabel="labelled reviews (log scale)", ylabel="accuracy on other reviews, %",
+    ),
+    alt="Accuracy against the number of labels: the fine-tuned encoder, a probe on it, a bag of words, and the same model "
+    "from random weights.",
+)  # fmt: skip
+display(picture)
+lead = {n: accuracy["fine-tuned"][n] - accuracy["bag of words"][n] for n in accuracy["fine-tuned"]}
+over_scratch = {n: accuracy["fine-tuned"][n] - value for n, value in accuracy["scratch"].items()}
+compare(
+    transfer_guess,
+    "Over the bag of words the fine-tuned encoder leads by "
+    + ", ".join(f"{points:+.1f} points with {n:,} labels" for n, points in lead.items())
+    + "; over the same model from random weights by "
+    + ", ".join(f"{points:+.1f} with {n:,}" for n, points in over_scratch.items())
+    + ". What was learned without labels is worth most where labels are few. Counting words catches up as they become many: a "
+    "baseline that is left out of the comparison cannot be seen to win.",
+    f"{max(lead, key=lead.get)} labels",
+)
+
 # %% [markdown] name="decisions"
 # Two decisions shaped these models. Each was tried on a pair of short runs that differ in nothing else
 # (`data/records/variants.jsonl`, made by `course record variants`).
