@@ -122,7 +122,7 @@ class Schedule:
             plateau -= round(self.decay_share * self.total)
         if not 0 <= self.warmup <= plateau:
             raise ValueError(
-                f"warmup is {self.warmup} steps and the run has {plateau} before its rate is to fall or it ends: "
+                f"warmup is {self.warmup} steps and the run has only {plateau} before its rate falls or it ends: "
                 "shorten the warm-up, or train longer"
             )
         if self.shape == "inverse_square_root" and self.warmup < 1:

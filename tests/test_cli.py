@@ -225,7 +225,7 @@ def test_a_finished_run_is_not_trained_on_and_a_run_is_not_overwritten(undisturb
         (["--rate", "-1"], "peak is -1.0: give a learning rate above 0"),
         (
             ["--warmup", "999"],
-            "warmup is 999 steps and the run has 82 before its rate is to fall or it ends: shorten",
+            "warmup is 999 steps and the run has only 82 before its rate falls or it ends: shorten",
         ),
         (["--tokens", "511"], "tokens is 511, less than one step of 512: give more"),
         (["--batch-size", "500"], "batch_size is 500 and there are"),
