@@ -1,15 +1,15 @@
 """The training loop beside transformers' Trainer and a bare loop, the share of the machine's peak, what saving costs.
 
 Trainer runs the twin of each model, written by `save_model` and opened by the Auto classes, fed a list of examples and
-the collator that everybody uses, in bf16 where this machine gains from it. Rates are those of the median step behind
-the first few.
+the collator that everybody uses, in bf16 where this machine gains from it. Our loop and the bare one take turns,
+step by step; Trainer runs before and after them. Rates are those of the median step behind the first few.
 """
 
 import itertools
 import statistics
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -33,36 +33,38 @@ from course_lib.runs import RECIPES, Pretraining
 from course_lib.runtime import autocast, fast_dtype, matmul_rate, pick_device
 from course_lib.training import step, token_loss, train
 
-SKIPPED, COUNTED = 3, 12
+SKIPPED, COUNTED, TURNS = 3, 12, 40
 DEVICE = pick_device("cpu")
 
 
-def of_ours(run: Pretraining, rows: object) -> list[float]:
-    """Seconds of each step of our loop, data preparation included."""
-    loop = train(run.model(), run.dataset(rows), steps=SKIPPED + COUNTED, rate=1e-3)
-    return _between(loop)
+def in_turns(run: Pretraining, rows: object) -> tuple[list[float], list[float]]:
+    """Seconds of each step of our loop and of the bare one, data preparation included."""
+    loops = (train(run.model(), run.dataset(rows), steps=SKIPPED + TURNS, rate=1e-3), bare(run, rows))
+    seconds = ([], [])
+    for number in range(SKIPPED + TURNS):
+        for loop, found in list(zip(loops, seconds, strict=True))[:: 1 if number % 2 else -1]:
+            began = time.perf_counter()
+            next(loop)
+            found.append(time.perf_counter() - began)
+    return seconds[0][SKIPPED:], seconds[1][SKIPPED:]
 
 
-def of_bare(run: Pretraining, rows: object) -> list[float]:
+def bare(run: Pretraining, rows: object) -> Iterator[None]:
     """The same model and batches in the fewest lines."""
     model, dataset = run.model(), run.dataset(rows)
+    model.train()
     optimizer = make_optimizer(model)
-
-    def loop():
-        for number in range(SKIPPED + COUNTED):
-            batch = dataset.batch(number)
-            with autocast(DEVICE):
-                total, count = token_loss(model.target_logits(batch), batch.labels_BL[batch.is_target_BL])
-            (total / count).backward()
-            nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-            for group in optimizer.param_groups:
-                group["lr"] = 1e-3
-            optimizer.step()
-            optimizer.zero_grad()
-            total.item()
-            yield
-
-    return _between(loop())
+    for batch in dataset:
+        with autocast(DEVICE):
+            total, count = token_loss(model.target_logits(batch), batch.labels_BL[batch.is_target_BL])
+        (total / count).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        for group in optimizer.param_groups:
+            group["lr"] = 1e-3
+        optimizer.step()
+        optimizer.zero_grad()
+        total.item()
+        yield
 
 
 def of_trainer(run: Pretraining, rows: object) -> list[float]:
@@ -137,13 +139,6 @@ def cost_of_saving(run: Pretraining, rows: object, seconds_a_step: float) -> flo
     return statistics.median(seconds) / (100 * seconds_a_step)
 
 
-def _between(loop: object) -> list[float]:
-    marks = [time.perf_counter()]
-    for _ in loop:
-        marks.append(time.perf_counter())
-    return [b - a for a, b in itertools.pairwise(marks)][SKIPPED:]
-
-
 def _row(name: str, value: float, wanted: str) -> None:
     print(f"{name:<58} {value:>8.3f}   {wanted}")
 
@@ -155,10 +150,9 @@ def main() -> None:
     for name, goal in wanted.items():
         run = RECIPES[name].with_(optimizer="adamw")
         rows, _ = run.rows()
-        ways: dict[str, Callable] = {"ours": of_ours, "bare": of_bare, "trainer": of_trainer}
-        took = {way: [] for way in ways}
-        for way in ("ours", "bare", "trainer", "trainer", "bare", "ours"):  # there and back: what drifts cancels
-            took[way] += ways[way](run, rows)
+        trainer = of_trainer(run, rows)
+        ours, by_hand = in_turns(run, rows)
+        took = {"ours": ours, "bare": by_hand, "trainer": trainer + of_trainer(run, rows)}  # there and back
         median = {way: statistics.median(seconds) for way, seconds in took.items()}
         print(f"{name}: " + ", ".join(f"{way} {run.tokens_per_step / m:,.0f} tokens/s" for way, m in median.items()))
         _row(f"{name}: tokens a second, ours over Trainer", median["trainer"] / median["ours"], goal)
