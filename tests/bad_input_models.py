@@ -227,7 +227,7 @@ REFUSED_MODELS = [
     ("peak rate 0", schedule(peak=0.0), ("peak is 0.0", "above 0, such as 1e-3")),
     ("floor above 1", schedule(floor=1.5), ("floor is 1.5", "between 0 and 1")),
     ("schedule of no step", schedule(total=0), "total is 0: a run takes at least 1 step"),
-    ("warm-up beyond the run", schedule(warmup=101), ("warmup is 101 steps and the run has 100", "shorten")),
+    ("warm-up beyond the run", schedule(warmup=101), ("warmup is 101 steps and the run has only 100", "shorten")),
     ("step before the first", lambda _: Schedule("cosine", 1e-3, 9)(-1), "step is -1: steps count from 0"),
     (
         "unknown optimizer",

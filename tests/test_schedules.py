@@ -150,8 +150,8 @@ def test_lambda_lr_with_the_factor_takes_the_steps_of_the_loop(shape):
         ({"decay_share": 1.1}, "decay_share is 1.1: give a share"),
         ({"total": 0}, "total is 0: a run takes at least 1 step"),
         ({"warmup": -1}, "warmup is -1 steps"),
-        ({"warmup": 101}, "warmup is 101 steps and the run has 100 .*shorten the warm-up, or train longer"),
-        ({"shape": "warmup_stable_decay", "warmup": 71}, "warmup is 71 steps and the run has 70 before its rate"),
+        ({"warmup": 101}, "warmup is 101 steps and the run has only 100 .*shorten the warm-up, or train longer"),
+        ({"shape": "warmup_stable_decay", "warmup": 71}, "warmup is 71 steps and the run has only 70 before its rate"),
         ({"shape": "inverse_square_root"}, "warmup is 0: inverse_square_root .*at least 1 step"),
     ],
 )
