@@ -55,8 +55,10 @@ def test_a_checkpoint_is_what_its_card_says(name):
     folder = CHECKPOINTS_FOLDER / name
     card = (folder / "README.md").read_text("utf-8")
     assert sha256_of(folder / "model.safetensors") in card
-    learned = {key: tensor for key, tensor in load_file(folder / "model.safetensors").items() if key != ROTARY_TABLE}
-    assert {tensor.dtype for tensor in learned.values()} == {torch.bfloat16}
+    dtypes = {key: tensor.dtype for key, tensor in load_file(folder / "model.safetensors").items()}
+    if name == "encoder":  # the two rungs were written when this table was still rounded with the weights
+        assert dtypes.pop(ROTARY_TABLE) == torch.float32
+    assert set(dtypes.values()) == {torch.bfloat16}
     model = load_checkpoint(name)
     assert f"{model.n_parameters():,} parameters" in card
     assert data.course_tokenizer().fingerprint in card and sha256_of(data.corpus_path()) in card

@@ -308,7 +308,7 @@ def test_a_recording_does_not_go_on_with_another_encoder_or_other_samples(transf
 
 
 def test_an_unknown_method_is_refused_before_anything_is_computed():
-    with pytest.raises(ValueError, match="method 'lora' is unknown: choose one of bag of words, probe, fine-tuned"):
+    with pytest.raises(ValueError, match="method 'lora' is unknown: choose one of bag of words, scratch, probe"):
         transfer.accuracy("lora", [], [], seed=0)
 
 

@@ -22,6 +22,8 @@ from course_lib.runs import RECIPES, Pretraining
 EARLY, MIDDLE = 1 / 16, 1 / 4
 SAID = ("row_length", "batch_size", "optimizer", "shape", "peak_rate", "warmup", "decay_share", "weight_decay", "clip")
 
+BEGUN = """
+| begins with | weights SHA-256 {begun}, the {kind} shipped before: its record is pretraining_{kind} |"""
 CARD = """# {title}
 
 {what}, pre-trained for this course on film reviews. {parameters:,} parameters, stored in bfloat16.
@@ -72,7 +74,7 @@ def card(
     return CARD.format(
         title=title,
         name=run.name + " --from MODEL" * bool(begun),
-        begun=f"\n| begins with | what `course pretrain {kind}` made; weights SHA-256 {begun} |" if begun else "",
+        begun=BEGUN.format(begun=begun, kind=kind) if begun else "",
         what=f"A small {kind} of {config['n_layers']} blocks, {config['d_model']} channels wide",
         parameters=model.n_parameters(),
         objective=about["objective"],
