@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from course_lib import objectives
-from course_lib.files import read_text
+from course_lib.files import not_there, read_text
 from course_lib.objectives import Batch
 from course_lib.runtime import seeded
 from course_lib.tokenizer import Tokenizer, load_tokenizer
@@ -137,6 +137,19 @@ def holds_slur(text: str) -> bool:
     return any(_is_slur(word) for word in set(re.findall(r"\w+", normalize(text))))
 
 
+def own_files(path: Path | str) -> dict[str, Path]:
+    """The files that your own corpus is made of, {name within it: file}: the .txt files of a folder, or the file.
+
+    Raises FileNotFoundError for a missing path.
+    """
+    path = Path(path)
+    if not path.exists():
+        raise not_there(path)
+    if path.is_dir():
+        return {file.relative_to(path).as_posix(): file for file in sorted(path.rglob("*.txt"))}
+    return {path.name: path}
+
+
 def read_own_texts(path: Path | str, *, text_column: str = "text", label_column: str | None = None) -> list[Review]:
     """Your own corpus: a .txt (documents divided by empty lines), a .csv (one document a row), or a folder of .txt.
 
@@ -146,8 +159,7 @@ def read_own_texts(path: Path | str, *, text_column: str = "text", label_column:
     """
     path, kind = Path(path), Path(path).suffix.lower()
     if path.is_dir():
-        files = sorted(path.rglob("*.txt"))
-        texts = [Review(_clean(read_text(file)), None, file.name) for file in files]
+        texts = [Review(_clean(read_text(file)), None, file.name) for file in own_files(path).values()]
     elif kind == ".csv":
         texts = _read_csv(path, text_column, label_column)
     elif kind == ".txt" or not path.exists():

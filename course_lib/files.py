@@ -104,13 +104,18 @@ def read_text(path: Path | str) -> str:
     """
     path = Path(path)
     if not path.is_file():
-        raise FileNotFoundError(f"{path} is not there: check the name, or the folder you started from ({Path.cwd()})")
+        raise not_there(path)
     data = path.read_bytes()
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1  # of the bytes behind the mark that a file may begin with
         raise ValueError(f"{path}, line {line}, is not UTF-8: save the file as UTF-8 and read it again") from None
+
+
+def not_there(path: Path | str) -> FileNotFoundError:
+    """The error to raise for a path that a reader has given and that leads nowhere."""
+    return FileNotFoundError(f"{path} is not there: check the name, or the folder you started from ({Path.cwd()})")
 
 
 def sha256_of(path: Path | str) -> str:

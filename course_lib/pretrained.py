@@ -128,11 +128,7 @@ def load_model(folder: Path | str) -> LanguageModel:
     one that has no place in the model.
     """
     folder = Path(folder)
-    settings = _read_settings(folder / "config.json")
-    layout = settings.get("model_type")
-    if layout not in CLASSES:
-        raise ValueError(f"{folder} holds a model of type {layout!r}: the course reads {', '.join(CLASSES)}")
-    config = _config_from(settings, layout, folder / "config.json")
+    layout, config = _layout_and_config(folder)
     path = folder / "model.safetensors"
     weights = _to_our_names(_read_tensors(path), layout, path)
     if layout in ("bert", "roformer"):
@@ -141,6 +137,14 @@ def load_model(folder: Path | str) -> LanguageModel:
         model = CLASSES[layout](config)
     _fill(model, weights, path)
     return model.eval()
+
+
+def load_config(folder: Path | str) -> TransformerConfig:
+    """The config of the model that `load_model` would load; its weights are not read.
+
+    Raises FileNotFoundError without config.json; ValueError where `load_model` would refuse that file.
+    """
+    return _layout_and_config(Path(folder))[1]
 
 
 def checkpoint_names() -> list[str]:
@@ -194,6 +198,14 @@ def _config_of(model: LanguageModel) -> dict:
     if layout == "roformer":
         settings |= {"embedding_size": config.d_model, "rotary_value": False}
     return settings
+
+
+def _layout_and_config(folder: Path) -> tuple[str, TransformerConfig]:
+    settings = _read_settings(folder / "config.json")
+    layout = settings.get("model_type")
+    if layout not in CLASSES:
+        raise ValueError(f"{folder} holds a model of type {layout!r}: the course reads {', '.join(CLASSES)}")
+    return layout, _config_from(settings, layout, folder / "config.json")
 
 
 def _read_settings(path: Path) -> dict:

@@ -26,7 +26,8 @@ from course_lib.optimizers import make_optimizer
 from course_lib.pretrained import load_model, save_model
 from course_lib.records import Record
 from course_lib.runs import Laboratory, record, record_objectives
-from course_lib.runs.pretraining import Pretraining, pretrain
+from course_lib.runs.pretraining import pretrain
+from course_lib.runs.recipes import Pretraining
 from course_lib.schedules import Schedule
 from course_lib.training import EarlyStopping, held_out_loss, new_model, step, token_loss, train
 from course_lib.vocabulary import IGNORE_INDEX, Vocabulary

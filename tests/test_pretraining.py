@@ -21,8 +21,9 @@ from course_lib.model import Decoder
 from course_lib.optimizers import make_optimizer
 from course_lib.pretrained import load_model, save_model
 from course_lib.records import Record
-from course_lib.runs import pretraining
-from course_lib.runs.pretraining import Pretraining, pretrain
+from course_lib.runs import pretraining, recipes
+from course_lib.runs.pretraining import pretrain
+from course_lib.runs.recipes import Pretraining
 from course_lib.schedules import Schedule
 from course_lib.tokenizer import train_tokenizer
 from course_lib.training import held_out_loss
@@ -308,7 +309,7 @@ def test_a_name_is_no_setting(tmp_path):
 def test_a_run_does_not_go_on_with_another_tokenizer(tmp_path, monkeypatch):
     run = trained_a_little(tmp_path)
     other = train_tokenizer(["a good film", "a bad film"] * 20, vocab_size=400)
-    monkeypatch.setattr(pretraining, "course_tokenizer", lambda: other)
+    monkeypatch.setattr(recipes, "course_tokenizer", lambda: other)
     with pytest.raises(ValueError, match=f"tokenizer_sha256 {course_tokenizer().fingerprint}, not {other.fingerprint}"):
         resumed(run, tmp_path)
 
@@ -362,16 +363,16 @@ def test_a_model_that_the_objective_cannot_train_is_refused_and_nothing_is_writt
 def test_a_recipe_takes_its_dimensions_from_the_model_that_it_goes_on_with(tmp_path):
     save_model(Decoder(CONFIG), tmp_path / "model")
     changes = {"begin_with": str(tmp_path / "model"), "tokens": 9999, "row_length": 64}
-    assert pretraining.recipe("decoder", **changes).config == CONFIG
+    assert recipes.recipe("decoder", **changes).config == CONFIG
     for wrong in ({"width": 32}, {"layers": 3}, {"dropout": 0.5}):
         with pytest.raises(ValueError, match="the model of begin_with brings its own "):
-            pretraining.recipe("decoder", **changes, **wrong)
+            recipes.recipe("decoder", **changes, **wrong)
     with pytest.raises(ValueError, match="row_length 65 exceeds max_len 64"):
-        pretraining.recipe("decoder", **changes | {"row_length": 65})
+        recipes.recipe("decoder", **changes | {"row_length": 65})
     with pytest.raises(FileNotFoundError, match=r"config\.json is not there"):
-        pretraining.recipe("decoder", begin_with=str(tmp_path / "elsewhere"))
+        recipes.recipe("decoder", begin_with=str(tmp_path / "elsewhere"))
     with pytest.raises(ValueError, match="encoder_longer goes on with a model"):
-        pretraining.recipe("encoder_longer")
+        recipes.recipe("encoder_longer")
 
 
 def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again_with_the_same_settings_alone(tmp_path):
@@ -478,7 +479,7 @@ def test_one_own_document_gives_its_last_twentieth(tmp_path):
     path.write_text(" ".join(review.text for review in data.reviews_of("train")[:20]), "utf-8")
     run = CAUSAL.with_(text=str(path))
     train_rows, held_out = map(as_rows, run.rows())
-    everything = as_rows(pretraining.packed_rows([review.text for review in data.read_own_texts(path)], 32))
+    everything = as_rows(recipes.packed_rows([review.text for review in data.read_own_texts(path)], 32))
     assert train_rows + held_out == everything
     assert len(held_out) == len(everything) // 20 > 0
     rows = list(pretrain(run, tmp_path / "run", device="cpu"))

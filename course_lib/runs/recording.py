@@ -20,8 +20,9 @@ from course_lib.optimizers import Optimizer, make_optimizer
 from course_lib.records import Record
 from course_lib.runs.laboratory import Laboratory, training_rows
 from course_lib.runs.language import record_language
-from course_lib.runs.pretraining import pretrain, recipe
+from course_lib.runs.pretraining import pretrain
 from course_lib.runs.probe import SentimentProbe
+from course_lib.runs.recipes import recipe
 from course_lib.runs.transfer import record_transfer
 from course_lib.runs.variants import record_variants
 from course_lib.runtime import fast_dtype, pick_device

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from course_lib.data import DATA_FOLDER
 from course_lib.records import Record
-from course_lib.runs.pretraining import RECIPES, Pretraining, pretrain
+from course_lib.runs.pretraining import pretrain
+from course_lib.runs.recipes import RECIPES, Pretraining
 
 SHORT = {"tokens": 1_500_000, "warmup": 100, "rungs": (), "probe": False, "save_every": 50}
 
