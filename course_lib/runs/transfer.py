@@ -25,7 +25,9 @@ PRETRAINED = {
     500: FineTuning(rate=2e-4, epochs=5, head_strength=0.005),
     3000: FineTuning(rate=2e-4, epochs=3, head_strength=0.005),
 }
-SCRATCH = {  # the lowest of three rates tried; at twice this one some samples end in a constant answer
+# The lowest of three rates tried at 100 and 500 labels; at twice it some samples ended in a constant answer there;
+# at 3,000, not tried out, some do at this one.
+SCRATCH = {
     100: FineTuning(rate=3e-4, epochs=15, head_first=False),
     500: FineTuning(rate=3e-4, epochs=10, head_first=False),
     3000: FineTuning(rate=3e-4, epochs=4, head_first=False),

@@ -266,7 +266,7 @@ range_guess = guess(
 display(range_guess)
 
 # %% name="rate-range-test"
-LOW, HIGH, TRIALS = 1e-5, 1.0, 110
+LOW, HIGH, TRIALS, NOTICEABLE = 1e-5, 1.0, 110, 0.3
 climbing = new_model(Decoder, small)
 tried = []
 try:
@@ -278,10 +278,11 @@ except FloatingPointError as error:
     print("the loop stopped by itself:", error)
 rates = [row.rate for row in tried]
 losses = [float(np.median([r.loss for r in tried[max(0, i - 2) : i + 3]])) for i in range(len(tried))]
-helps = next((r for r, loss in zip(rates, losses, strict=True) if loss < losses[0] - 0.3), rates[-1])
+helps = next((r for r, loss in zip(rates, losses, strict=True) if loss < losses[0] - NOTICEABLE), rates[-1])
 lowest = int(np.argmin(losses))
 hurts = next(
-    (r for r, loss in zip(rates[lowest:], losses[lowest:], strict=True) if loss > losses[lowest] + 0.3), rates[-1]
+    (r for r, loss in zip(rates[lowest:], losses[lowest:], strict=True) if loss > losses[lowest] + NOTICEABLE),
+    rates[-1],
 )
 plots.show(
     plots.draw_curves(
@@ -300,8 +301,8 @@ nearest = min(options, key=lambda factor: abs(math.log(hurts / helps / factor)))
 compare(
     range_guess,
     f"It begins to help at {helps:.1e} and to hurt at {hurts:.1e}: a factor of {hurts / helps:.0f}. The lowest point is at "
-    f"{rates[lowest]:.1e}. A peak two or three times below that is a first choice for a long run; this course's own models, "
-    f"larger and trained with another optimiser (section 8), use {runs.RECIPES['decoder'].peak_rate:g} and "
+    f"{rates[lowest]:.1e}. A peak somewhat below that is a first choice for a long run; this course's own models, larger and "
+    f"trained with another optimiser (section 8), use {runs.RECIPES['decoder'].peak_rate:g} and "
     f"{runs.RECIPES['encoder'].peak_rate:g}.",
     nearest,
 )
@@ -628,7 +629,7 @@ table(["rung", "and it goes on"], [[name, f"… {sample(model, beginning, seed=4
 # magnitude: `loss = floor + scale · tokens^-exponent`. If that holds, the beginning of a run foretells the rest.
 #
 # The law below is fitted on the first quarter of the run, and the rest is hidden. **Predict:** what is the held-out loss at the end
-# of the constant phase, after seven tenths of the run, where the model has read almost three times as much as the figure shows?
+# of the constant phase?
 
 # %% name="fit-the-beginning"
 curve = Record(runs.RECORDS_FOLDER / "pretraining_decoder.jsonl")
@@ -656,7 +657,11 @@ plots.show(
 
 # %% name="predict-ladder"
 ladder_guess = guess_number(
-    "Held-out loss at the end of the constant phase", low=3.5, high=5.5, step=0.01, unit="nats per token"
+    f"Held-out loss after {constant_until / 1e6:.0f} M tokens, at the end of the constant phase",
+    low=3.5,
+    high=5.5,
+    step=0.01,
+    unit="nats per token",
 )
 display(ladder_guess)
 
@@ -677,7 +682,7 @@ compare(
         else ""
     ),
     plateau_loss,
-    near=0.2,
+    near=0.05,
 )
 
 # %% name="draw-ladder"
@@ -782,7 +787,7 @@ Markdown(
 # And fine-tuned? The encoder that the course ships went on for a while, with other masks and another order of the text
 # (`course pretrain encoder_longer`). Below, all of it is trained on few labelled reviews, beside a probe on it as it is, the same
 # model from random weights, and the bag of words. Every method reads the same stretch of the same reviews, and each point is the
-# mean of five samples of labels (`data/records/transfer.jsonl`, made by `course record transfer`).
+# mean of five samples of labels (`data/records/transfer.jsonl`; `course record transfer` makes it again).
 #
 # **Predict.** With how many labels does fine-tuning win most over the bag of words?
 
@@ -809,14 +814,21 @@ picture = plots.show(
 display(picture)
 lead = {n: accuracy["fine-tuned"][n] - accuracy["bag of words"][n] for n in accuracy["fine-tuned"]}
 over_scratch = {n: accuracy["fine-tuned"][n] - value for n, value in accuracy["scratch"].items()}
+most = max(over_scratch)
+fallen = sum(v < 0.55 for n, v in tuned.values("accuracy", name="scratch") if n == most)  # near a constant answer
 compare(
     transfer_guess,
     "Over the bag of words the fine-tuned encoder leads by "
     + ", ".join(f"{points:+.1f} points with {n:,} labels" for n, points in lead.items())
     + "; over the same model from random weights by "
     + ", ".join(f"{points:+.1f} with {n:,}" for n, points in over_scratch.items())
-    + ". What was learned without labels is worth most where labels are few. Counting words catches up as they become many: a "
-    "baseline that is left out of the comparison cannot be seen to win.",
+    + (f" (where {fallen} of its samples ended near a constant answer, which drags its mean down)" if fallen else "")
+    + (
+        ". What was learned without labels is worth most where labels are few, and counting words catches up as they become many: "
+        "a baseline that is left out of the comparison cannot be seen to win."
+        if max(lead, key=lead.get) == min(lead) and min(lead, key=lead.get) == max(lead)
+        else "."
+    ),
     f"{max(lead, key=lead.get)} labels",
 )
 
