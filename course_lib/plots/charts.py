@@ -29,6 +29,7 @@ from course_lib.plots.tokens import paint_token_legend
 
 SHARES_HEIGHT = 74.0  # points
 BAR = 26.0  # points: height of a stacked bar, and of a row of bars
+LEFT = 62.0  # points beside the axes of curves: a label, and tick labels such as 9.045
 DASHES, MARKERS = tuple(OBJECTIVE_DASHES.values()), tuple(OBJECTIVE_MARKERS.values())
 
 
@@ -185,7 +186,7 @@ def draw_curves(
     below = 42 + 18 * -(-len(entries) // columns)
     right = max((text_width(name) for name in references), default=0) + 22
     figure = Figure(figsize=size)
-    axes = axes_at(figure, 52, 10, wide - 52 - right, high - 10 - below)
+    axes = axes_at(figure, LEFT, 10, wide - LEFT - right, high - 10 - below)
     for name, curve in series.items():
         curve = curve if isinstance(curve, Series) else Series(*curve)
         axes.plot(curve.x, curve.y, color=colour[name], linestyle=dashes[name], linewidth=1.9)
@@ -197,7 +198,7 @@ def draw_curves(
     for value in references.values():
         axes.axhline(value, color=INK, linestyle="--", linewidth=1.1)
     _name_at_right(axes, references)
-    _legend_at(axes, 52 / wide, (below - 40) / high, ncols=columns, handles=entries)
+    _legend_at(axes, LEFT / wide, (below - 40) / high, ncols=columns, handles=entries)
     return figure
 
 
