@@ -76,6 +76,10 @@ class LanguageModel(nn.Module):
         """[B, T, E]: the last hidden state of a text without corruption, padding unseen."""
         return self(input_ids_BT, masks.padding(is_real_BT), wanted_BT=torch.zeros_like(is_real_BT)).hidden_states[-1]
 
+    def exported_name(self, name: str) -> str:
+        """What the model of `transformers` with the same layout calls a module or a parameter of this one."""
+        return name
+
     def n_parameters(self) -> int:
         """How many numbers are trained; tied weights count once."""
         return sum(parameter.numel() for parameter in self.parameters())
@@ -151,7 +155,7 @@ class Decoder(LanguageModel):
 
         Raises ValueError for a sequence longer than the model, or an id outside its vocabulary.
         """
-        start = 0 if cache is None else cache[0][0].shape[2]
+        start = _earlier(cache)
         counted_BT = self._positions(input_ids_BT, start)
         position_BT = counted_BT if position_BT is None else position_BT
         if may_attend_BQK is None:
@@ -187,23 +191,30 @@ class Encoder(LanguageModel):
     def layout(self) -> str:
         return "roformer" if self.config.positions == "rotary" else "bert"
 
+    def exported_name(self, name: str) -> str:
+        is_bare = self.cls is None  # written as BertModel, whose names have no prefix
+        return name if is_bare or name.startswith("cls.") else f"{self.layout}.{name}"
+
     def forward(
-        self, input_ids_BT: Tensor, may_attend_BQK: Tensor | None = None, *, wanted_BT: Tensor | None = None
+        self,
+        input_ids_BT: Tensor,
+        may_attend_BQK: Tensor | None = None,
+        *,
+        wanted_BT: Tensor | None = None,
+        cache: Cache | None = None,
     ) -> ModelOutput:
-        """may_attend_BQK: bool, broadcast to [B, T, T]; everybody sees everybody where it is not given.
+        """may_attend_BQK: bool, broadcast to [B, T, earlier + T]; everybody sees everybody where it is not given.
+        cache: earlier keys and values, which everybody may see too; positions are counted on from them.
 
         Raises ValueError for a sequence longer than the model, or an id outside its vocabulary.
         """
-        hidden = self.hidden(input_ids_BT, _all_if_none(may_attend_BQK, input_ids_BT))
-        return ModelOutput(self.head(_at(hidden[-1], wanted_BT)), hidden)
-
-    def hidden(self, input_ids_BT: Tensor, may_attend_BQK: Tensor) -> tuple[Tensor, ...]:
-        """The embeddings and every block's output, [B, T, E] each."""
-        position_BT = self._positions(input_ids_BT)
-        hidden = [self.embeddings(input_ids_BT, position_BT)]
-        for block in self.encoder["layer"]:
-            hidden.append(block(hidden[-1], may_attend_BQK, turn=self._turn(position_BT))[0])
-        return tuple(hidden)
+        position_BT = self._positions(input_ids_BT, _earlier(cache))
+        may_attend_BQK = _all_if_none(may_attend_BQK, input_ids_BT, cache)
+        turn, hidden = self._turn(position_BT), [self.embeddings(input_ids_BT, position_BT)]
+        for i, block in enumerate(self.encoder["layer"]):
+            earlier = None if cache is None else cache[i]
+            hidden.append(block(hidden[-1], may_attend_BQK, turn=turn, earlier=earlier)[0])
+        return ModelOutput(self.head(_at(hidden[-1], wanted_BT)), tuple(hidden))
 
     def head(self, hidden: Tensor) -> Tensor | None:
         """Logits over the vocabulary, or None for an encoder without a head."""
@@ -225,6 +236,9 @@ class TwoStream(Encoder):
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__(config)
         self.query_embedding = nn.Parameter(torch.randn(config.d_model) * 0.02)
+
+    def exported_name(self, name: str) -> str:
+        return name
 
     def target_logits(self, batch: Batch) -> Tensor:
         if batch.may_query_BQK is None:
@@ -287,27 +301,34 @@ class EncoderDecoder(LanguageModel):
         may_attend_BQK: Tensor | None = None,
         *,
         wanted_BS: Tensor | None = None,
+        cache: Cache | None = None,
     ) -> ModelOutput:
         """may_attend_BQK: bool [B or 1, 1, T], which positions of the input are real; all where it is not given.
+        cache: earlier keys and values of the decoder.
 
         hidden_states are the decoder's. Raises ValueError for sequences longer than the model.
         """
         may_attend_BQK = _all_if_none(may_attend_BQK, input_ids_BT)
-        memory_BTE = self.encoder.hidden(input_ids_BT, may_attend_BQK)[-1]
-        position_BS = self._positions(decoder_input_ids_BS)
-        causal_BSS = masks.causal(decoder_input_ids_BS.shape[1]).to(input_ids_BT.device)
-        turn = self.encoder._turn(position_BS)
-        hidden = [self.decoder_embeddings(decoder_input_ids_BS, position_BS)]
-        for block in self.decoder:
+        memory_BTE = self.encoder(input_ids_BT, may_attend_BQK).hidden_states[-1]
+        start = _earlier(cache)
+        position_BS = self._positions(decoder_input_ids_BS, start)
+        causal_BSS = masks.causal(start + decoder_input_ids_BS.shape[1])[:, start:].to(input_ids_BT.device)
+        turn, hidden = self.encoder._turn(position_BS), [self.decoder_embeddings(decoder_input_ids_BS, position_BS)]
+        for i, block in enumerate(self.decoder):
             x_BSE, _ = block(
-                hidden[-1], causal_BSS, turn=turn, memory_BKE=memory_BTE, may_attend_memory_BQK=may_attend_BQK
+                hidden[-1],
+                causal_BSS,
+                turn=turn,
+                memory_BKE=memory_BTE,
+                may_attend_memory_BQK=may_attend_BQK,
+                earlier=None if cache is None else cache[i],
             )
             hidden.append(x_BSE)
         logits = self.predictions(_at(hidden[-1], wanted_BS), self.encoder.embeddings.word_embeddings.weight)
         return ModelOutput(logits, tuple(hidden))
 
     def encode(self, input_ids_BT: Tensor, is_real_BT: Tensor) -> Tensor:
-        return self.encoder.hidden(input_ids_BT, masks.padding(is_real_BT))[-1]
+        return self.encoder(input_ids_BT, masks.padding(is_real_BT)).hidden_states[-1]
 
 
 MODEL_OF_OBJECTIVE: dict[str, type[LanguageModel]] = {
@@ -324,7 +345,12 @@ def _at(hidden_BTE: Tensor, wanted_BT: Tensor | None) -> Tensor:
     return hidden_BTE if wanted_BT is None else hidden_BTE[wanted_BT]
 
 
-def _all_if_none(may_attend_BQK: Tensor | None, input_ids_BT: Tensor) -> Tensor:
+def _earlier(cache: Cache | None) -> int:
+    """How many positions a cache holds."""
+    return 0 if cache is None else cache[0][0].shape[2]
+
+
+def _all_if_none(may_attend_BQK: Tensor | None, input_ids_BT: Tensor, cache: Cache | None = None) -> Tensor:
     if may_attend_BQK is not None:
         return may_attend_BQK
-    return torch.ones(1, 1, input_ids_BT.shape[-1], dtype=torch.bool, device=input_ids_BT.device)
+    return torch.ones(1, 1, _earlier(cache) + input_ids_BT.shape[-1], dtype=torch.bool, device=input_ids_BT.device)

@@ -13,16 +13,14 @@ from dataclasses import asdict, fields
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as parse_safetensors
-from safetensors.torch import save as to_safetensors
 from torch import Tensor
 
 from course_lib.data import DATA_FOLDER
-from course_lib.files import read_text, write_atomically
+from course_lib.files import write_atomically
 from course_lib.layers import ACTIVATIONS, TransformerConfig
 from course_lib.model import Decoder, Encoder, EncoderDecoder, LanguageModel, TwoStream
 from course_lib.tokenizer import Tokenizer, load_tokenizer
+from course_lib.weights import read_settings, read_tensors, to_safetensors
 
 CLASSES: dict[str, type[LanguageModel]] = {
     "gpt2": Decoder,
@@ -99,10 +97,15 @@ def model_files(
 ) -> dict[str, bytes]:
     """The files of `save_model`, {name: content}. dtype: of the weights in the file; bfloat16 halves it.
 
-    Raises ValueError if the tokenizer has more tokens than the model.
+    Raises ValueError if the tokenizer has more tokens than the model, or for a model with adapters.
     """
+    if adapted := getattr(model, "_adaptation", None):
+        raise ValueError(
+            f"the model has adapters ({', '.join(adapted.applied)}): save_adapter saves one of them; merge_and_unload "
+            "first makes one a part of the model"
+        )
     config = _config_of(model) | {"torch_dtype": str(dtype).removeprefix("torch.")}
-    tensors = {name: tensor.detach().to("cpu", dtype).contiguous() for name, tensor in _weights_of(model).items()}
+    tensors = {name: tensor.to(dtype) for name, tensor in _weights_of(model).items()}
     if model.layout == "roformer":
         tensors[ROTARY_TABLE] = _sinusoids(model.config.max_len, model.config.d_head)
     files = {}
@@ -116,8 +119,7 @@ def model_files(
         config |= {name: i for name, i in roles.items() if i is not None}
         files["tokenizer.json"] = tokenizer.to_json().encode()
         files["tokenizer_config.json"] = json.dumps(_tokenizer_config(tokenizer, model), indent=2).encode()
-    weights = to_safetensors(tensors, metadata={"format": "pt"})
-    return files | {"model.safetensors": weights, "config.json": json.dumps(config, indent=2).encode()}
+    return files | {"model.safetensors": to_safetensors(tensors), "config.json": json.dumps(config, indent=2).encode()}
 
 
 def load_model(folder: Path | str) -> LanguageModel:
@@ -130,7 +132,7 @@ def load_model(folder: Path | str) -> LanguageModel:
     folder = Path(folder)
     layout, config = _layout_and_config(folder)
     path = folder / "model.safetensors"
-    weights = _to_our_names(_read_tensors(path), layout, path)
+    weights = _to_our_names(read_tensors(path), layout, path)
     if layout in ("bert", "roformer"):
         model = Encoder(config, head=any(name.startswith("cls.") for name in weights))
     else:
@@ -201,30 +203,11 @@ def _config_of(model: LanguageModel) -> dict:
 
 
 def _layout_and_config(folder: Path) -> tuple[str, TransformerConfig]:
-    settings = _read_settings(folder / "config.json")
+    settings = read_settings(folder / "config.json")
     layout = settings.get("model_type")
     if layout not in CLASSES:
         raise ValueError(f"{folder} holds a model of type {layout!r}: the course reads {', '.join(CLASSES)}")
     return layout, _config_from(settings, layout, folder / "config.json")
-
-
-def _read_settings(path: Path) -> dict:
-    try:
-        settings = json.loads(read_text(path))
-    except json.JSONDecodeError as error:
-        raise ValueError(f"{path} is damaged ({error}): copy the folder again") from None
-    if not isinstance(settings, dict):
-        raise ValueError(f"{path} holds no settings but a {type(settings).__name__}: copy the folder again")
-    return settings
-
-
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path} is not there: the folder needs the weights beside its config.json")
-    try:
-        return parse_safetensors(path.read_bytes())
-    except SafetensorError as error:
-        raise ValueError(f"{path} is damaged or cut off ({error}): copy it again") from None
 
 
 def _config_from(settings: dict, layout: str, path: Path) -> TransformerConfig:
@@ -251,10 +234,7 @@ def _weights_of(model: LanguageModel) -> dict[str, Tensor]:
     weights = dict(model.state_dict())
     if isinstance(model, EncoderDecoder):  # one table under two names: safetensors stores a tensor once
         weights.pop("decoder_embeddings.word_embeddings.weight")
-    if model.layout in ("bert", "roformer"):
-        bare = model.cls is None  # an encoder alone is written as BertModel, whose names have no prefix
-        weights = {n if bare or n.startswith("cls.") else f"{model.layout}.{n}": t for n, t in weights.items()}
-    return weights
+    return {model.exported_name(name): tensor for name, tensor in weights.items()}
 
 
 def _to_our_names(weights: dict[str, Tensor], layout: str, path: Path) -> dict[str, Tensor]:

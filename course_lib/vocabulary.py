@@ -70,6 +70,12 @@ or pass Vocabulary(cls=...)
         named = (self.pad, self.unk, self.bos, self.eos, self.cls, self.sep, self.mask)
         return tuple(i for i in named if i is not None) + self.sentinels
 
+    @property
+    def frame(self) -> tuple[str, str]:
+        """What stands around a text: [BOS] and [EOS], as in all of the course's own training, or [CLS] and [SEP] where
+        a vocabulary has only those, as BERT's."""
+        return ("bos", "eos") if self.bos is not None and self.eos is not None else ("cls", "sep")
+
     @cached_property
     def is_ordinary_V(self) -> Tensor:  # a table to look up beats a search for every token
         return torch.ones(self.size, dtype=torch.bool).index_fill_(0, torch.tensor(self.special_ids).long(), False)

@@ -378,3 +378,14 @@ def test_refused_in_words_that_help(act, words):
 def test_one_kind_is_enough_where_no_probe_is_fitted():
     """The control: it is the probe that needs both."""
     assert tuned(how(epochs=1, head_first=False), labels=ONE_KIND)[1][0] == pytest.approx(math.log(2), rel=0.5)
+
+
+def test_a_feature_that_never_moves_is_left_out_of_a_fitted_head_however_small_its_spread():
+    features_NE = torch.randn(16, 16, generator=seeded(3)).numpy()
+    features_NE[:, 3] = 1e-3
+    features_NE[0, 3] += 1e-9  # as one channel of MiniLM: a spread of rounding alone
+    labels = [0, 1] * 8
+    classifier = fresh()
+    fit_head(classifier, features_NE, labels)
+    assert classifier.head.weight[:, 3].abs().max() == 0
+    assert 0 < classifier.head.weight.abs().max() < 10

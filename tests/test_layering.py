@@ -14,7 +14,7 @@ import course_lib
 LIBRARY = Path(course_lib.__file__).parent
 LAYERS = [
     {"runtime", "files", "vocabulary", "masks", "spans", "schedules", "optimizers", "plots"},
-    {"records", "tokenizer", "layers", "objectives"},
+    {"records", "tokenizer", "layers", "objectives", "weights"},
     {"data", "model", "checkpoint"},
     {"peft", "training", "generation", "evaluation", "pretrained"},
     {"finetuning", "parallel", "planner"},

@@ -16,6 +16,7 @@ from course_lib.evaluation.leaks import influences
 from course_lib.evaluation.probes import (
     COMPARISON_TOKENS,
     bag_of_words_accuracy,
+    bag_of_words_predictions,
     first_tokens,
     frozen_features,
     labelled_sample,
@@ -30,6 +31,7 @@ __all__ = [
     "Interval",
     "PowerLaw",
     "bag_of_words_accuracy",
+    "bag_of_words_predictions",
     "bits_per_byte",
     "compressed_bits_per_byte",
     "copied_share",

@@ -37,27 +37,30 @@ def frozen_features(
     texts: Sequence[str],
     tokenizer: Tokenizer,
     *,
-    frame: tuple[str, str] = ("bos", "eos"),
+    frame: tuple[str, str] | None = None,
     batch_size: int = 64,
     dtype: torch.dtype | None = None,
 ) -> np.ndarray:
     """float32 [N, E]: the model's last hidden state averaged over each text's first tokens. Nothing is trained.
 
-    frame: the special tokens around a text, those that the model was trained with.
+    frame: the special tokens around a text, those that the model was trained with (default: the vocabulary's).
     Raises ValueError for no texts, a batch of none, or a model shorter than COMPARISON_TOKENS and their frame.
     """
     if not texts or batch_size < 1:
         raise ValueError(f"{len(texts)} texts in batches of {batch_size}: give at least one of each")
     device = next(model.parameters()).device
-    encoded = tokenizer.encode_all(texts)
+    encoded, vocabulary = tokenizer.encode_all(texts), tokenizer.vocabulary
+    frame = frame or vocabulary.frame
     order = sorted(range(len(texts)), key=lambda n: len(encoded[n]))  # texts of like length share a batch
     rows: list[Tensor] = []
     with evaluating(model):
         for start in range(0, len(order), batch_size):
             sequences = [encoded[n] for n in order[start : start + batch_size]]
-            ids_BT = pad(sequences, tokenizer.vocabulary, length=COMPARISON_TOKENS + 2, frame=frame).to(device)
+            ids_BT = pad(sequences, vocabulary, length=COMPARISON_TOKENS + 2, frame=frame or vocabulary.frame).to(
+                device
+            )
             with autocast(device, dtype):
-                rows.append(model.features(ids_BT, ids_BT != tokenizer.vocabulary.pad).float().cpu())
+                rows.append(model.features(ids_BT, ids_BT != vocabulary.pad).float().cpu())
     features_NE = torch.cat(rows)
     return features_NE[torch.tensor(order).argsort()].numpy()
 
@@ -78,15 +81,22 @@ def probe_accuracy(
     return float(probe.fit(train_NE, train_labels).score(test_NE, test_labels))
 
 
-def bag_of_words_accuracy(
-    train_texts: Sequence[str], train_labels: np.ndarray, test_texts: Sequence[str], test_labels: np.ndarray
-) -> float:
-    """Accuracy of TF-IDF over words and word pairs with logistic regression: the baseline that must be beaten."""
+def bag_of_words_predictions(
+    train_texts: Sequence[str], train_labels: np.ndarray, test_texts: Sequence[str]
+) -> np.ndarray:
+    """[N]: labels from TF-IDF over words and word pairs with logistic regression, the baseline that must be beaten."""
     model = make_pipeline(
         TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\b\w+\b"),
         LogisticRegression(C=10.0, max_iter=1000),
     )
-    return float(model.fit(train_texts, train_labels).score(test_texts, test_labels))
+    return model.fit(train_texts, train_labels).predict(test_texts)
+
+
+def bag_of_words_accuracy(
+    train_texts: Sequence[str], train_labels: np.ndarray, test_texts: Sequence[str], test_labels: np.ndarray
+) -> float:
+    """Accuracy of `bag_of_words_predictions`."""
+    return float((bag_of_words_predictions(train_texts, train_labels, test_texts) == test_labels).mean())
 
 
 def labelled_sample(reviews: Sequence[Review], count: int, seed: int) -> list[Review]:

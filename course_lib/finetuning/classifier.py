@@ -23,6 +23,8 @@ from course_lib.runtime import autocast, seeded
 from course_lib.schedules import Schedule
 from course_lib.tokenizer import Tokenizer
 
+DEAD = 1e-8  # a feature whose spread is below this share of the largest says nothing
+
 
 class Classifier(nn.Module):
     """A model's last hidden state, averaged over the text, and a linear layer on it."""
@@ -82,9 +84,12 @@ def fit_head(classifier: Classifier, features_NE: np.ndarray, labels: Sequence[i
         raise ValueError(f"labels are {sorted(set(labels), key=str)}: give texts of both kinds, labelled 0 and 1")
     if (n_classes := classifier.head.out_features) != 2:
         raise ValueError(f"the head has {n_classes} classes: fit one of 2, or train with head_first=False")
-    scaler = StandardScaler().fit(features_NE)
-    probe = LogisticRegression(C=strength, max_iter=1000).fit(scaler.transform(features_NE), labels)
-    weight_E = torch.tensor(probe.coef_[0] / scaler.scale_).float()
+    spread_E = features_NE.std(0)
+    moves_E = spread_E > DEAD * spread_E.max()  # MiniLM has a channel that never moves: dividing by that overflows
+    scaler = StandardScaler().fit(features_NE[:, moves_E])
+    probe = LogisticRegression(C=strength, max_iter=1000).fit(scaler.transform(features_NE[:, moves_E]), labels)
+    weight_E = torch.zeros(len(moves_E))
+    weight_E[torch.from_numpy(moves_E)] = torch.tensor(probe.coef_[0] / scaler.scale_).float()
     bias = torch.tensor(probe.intercept_[0] - (probe.coef_[0] * scaler.mean_ / scaler.scale_).sum()).float()
     with torch.no_grad():  # half the difference of the two logits on each side
         classifier.head.weight.copy_(torch.stack([-weight_E, weight_E]) / 2)
@@ -147,9 +152,10 @@ def _update(
     rate: float,
 ) -> float:
     device = classifier.head.weight.device
-    ids_BT = pad(sequences, tokenizer.vocabulary, length=COMPARISON_TOKENS + 2, frame=("bos", "eos")).to(device)
+    vocabulary = tokenizer.vocabulary
+    ids_BT = pad(sequences, vocabulary, length=COMPARISON_TOKENS + 2, frame=vocabulary.frame).to(device)
     with autocast(device):
-        logits_BC = classifier(ids_BT, ids_BT != tokenizer.vocabulary.pad)
+        logits_BC = classifier(ids_BT, ids_BT != vocabulary.pad)
     loss = F.cross_entropy(logits_BC.float(), labels_B.to(device))
     if not loss.isfinite():
         raise FloatingPointError(f"the loss is {loss.item()}: lower the rate, now at {rate:.3g}")

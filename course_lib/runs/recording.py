@@ -23,6 +23,7 @@ from course_lib.runs.language import record_language
 from course_lib.runs.pretraining import pretrain
 from course_lib.runs.probe import SentimentProbe
 from course_lib.runs.recipes import recipe
+from course_lib.runs.strategies import record_strategies
 from course_lib.runs.transfer import record_transfer
 from course_lib.runs.variants import record_variants
 from course_lib.runtime import fast_dtype, pick_device
@@ -110,6 +111,7 @@ RECORDERS: dict[str, Callable[..., Path]] = {
     "variants": record_variants,
     "language": record_language,
     "transfer": record_transfer,
+    "strategies": record_strategies,
 }
 
 

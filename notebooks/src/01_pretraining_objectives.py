@@ -757,7 +757,7 @@ one, two = [], []
 with torch.no_grad():
     for place in next_places:
         content_BTT, query_BTT = masks.permutation(order_of([*read_so_far, place]), every_BT)
-        state = two_streams.hidden(sentence_BT, content_BTT)[-1][:, read_so_far[-1]]
+        state = two_streams(sentence_BT, content_BTT).hidden_states[-1][:, read_so_far[-1]]
         one.append(two_streams.head(state))
         two.append(two_streams.predict(sentence_BT, content_BTT, query_BTT, every_BT)[place])
 apart = {"one stream": (one[0] - one[1]).abs().max().item(), "two streams": (two[0] - two[1]).abs().max().item()}
@@ -794,7 +794,7 @@ def next_token_loss(model, next_B, *, streams):
     if streams == 2:
         wanted_BT = torch.arange(T) == next_B[:, None]
         return token_loss(model.predict(ids_BT, content_BTT, query_BTT, wanted_BT), ids_BT[wanted_BT])
-    state_BE = model.hidden(ids_BT, content_BTT)[-1][:, read_so_far[-1]]
+    state_BE = model(ids_BT, content_BTT).hidden_states[-1][:, read_so_far[-1]]
     return token_loss(model.head(state_BE), sentence_BT[0, next_B])
 
 
