@@ -7,6 +7,7 @@ import platform
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -109,6 +110,39 @@ def peak_memory(device: torch.device | None = None) -> int:
         return 0
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
+
+
+@dataclass
+class Kept:
+    """What a forward pass has kept for the backward pass, in bytes; parameters, which are there anyway, left out."""
+
+    bytes: int = 0
+
+
+@contextlib.contextmanager
+def kept_for_backward(model: torch.nn.Module) -> Iterator[Kept]:
+    """Count what is kept for the backward pass of all that is computed inside the block; what two operations keep
+    together counts once.
+
+    >>> layer = torch.nn.Linear(4, 4)
+    >>> with kept_for_backward(layer) as kept:
+    ...     loss = layer(torch.zeros(2, 4)).relu().sum()
+    >>> kept.bytes  # the input and the output of relu, 2 x 4 numbers of 4 bytes each
+    64
+    """
+    kept, seen = Kept(), {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+    alive = []
+
+    def note(tensor: torch.Tensor) -> torch.Tensor:
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in seen:
+            seen.add(storage.data_ptr())
+            alive.append(storage)  # an address stands for a tensor only as long as nobody frees it
+            kept.bytes += storage.nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+        yield kept
 
 
 def describe_machine() -> dict[str, str | int]:

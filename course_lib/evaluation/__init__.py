@@ -1,5 +1,6 @@
 """Is it any good: baselines that know nothing of order or of the world, probes, and intervals."""
 
+from course_lib.evaluation.attention import attention_weights
 from course_lib.evaluation.intervals import Interval, mean_interval, proportion_interval
 from course_lib.evaluation.language import (
     COMPRESSORS,
@@ -30,6 +31,7 @@ __all__ = [
     "Bigram",
     "Interval",
     "PowerLaw",
+    "attention_weights",
     "bag_of_words_accuracy",
     "bag_of_words_predictions",
     "bits_per_byte",

@@ -169,6 +169,18 @@ def fold(model: nn.Module, name: str = "default") -> None:
         prefix.fold()
 
 
+@torch.no_grad()
+def prefix_cache(model: nn.Module, name: str = "default", length: int | None = None) -> Cache:
+    """The keys and values [1, H, P, D] of a model's prefix, or of its first `length` positions, as a cache.
+
+    Raises ValueError where the model has no prefix of this name, or not just one.
+    """
+    prefixes = [part for part in parts_of(model, name).values() if isinstance(part, PrefixKeysValues)]
+    if len(prefixes) != 1:
+        raise ValueError(f"adapter {name!r} has {len(prefixes)} prefixes on this model: one can be handed out")
+    return [(k[:, :, :length], v[:, :, :length]) for k, v in prefixes[0].cache(1, prefixes[0].embedding.dtype)]
+
+
 def prefix_hosts(model: nn.Module) -> Iterator[tuple[str, Dimensions]]:
     """The modules in a model that take earlier keys and values, by name."""
     for name, module in model.named_modules():

@@ -1,0 +1,90 @@
+"""Dots in rows: many small values side by side, on an axis that may be logarithmic."""
+
+from collections.abc import Mapping
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+from course_lib.plots.theme import CYCLE, INK, OBJECTIVE_MARKERS, axes_at, in_theme, text_width
+
+ROW, GAP = 13.0, 9.0  # points: between two series of one row, and between two rows
+MARKERS = tuple(OBJECTIVE_MARKERS.values())
+
+Value = float | tuple[float, float] | tuple[float, float, float]
+
+
+@in_theme
+def draw_dots(
+    rows: Mapping[str, Mapping[str, Value]],
+    *,
+    xlabel: str = "",
+    log_x: bool = False,
+    number: str = "{:.2f}",
+    references: Mapping[str, float] | None = None,
+    width: float = 7.0,
+) -> Figure:
+    """For each row its series, one below the other, each with its value at the right: a number is a dot, (low, high) a
+    bar between them, (value, low, high) a dot with its interval. A series keeps its colour and marker in all rows;
+    references are dashed lines with their names below the axis.
+
+    Raises ValueError without a value, or for one that a logarithmic axis cannot show.
+
+    >>> figure = draw_dots({"BERT": {"LoRA": 0.3, "said": (0.1, 0.2)}}, log_x=True, xlabel="share, %")
+    """
+    values = [np.atleast_1d(value) for series in rows.values() for value in series.values()]
+    if not values:
+        raise ValueError("rows hold no value: give at least one")
+    if log_x and (least := min(float(value.min()) for value in values)) <= 0:
+        raise ValueError(f"rows hold {least}: a logarithmic axis shows numbers above 0")
+    references = dict(references or {})
+    names = list(dict.fromkeys(name for series in rows.values() for name in series))
+    heights = [max(1, len(series)) * ROW + GAP for series in rows.values()]
+    left = max(map(text_width, rows)) + 16
+    right = max(text_width(_written(value, number)) for series in rows.values() for value in series.values()) + 16
+    legend = 24.0 * (len(names) > 1)
+    figure = Figure(figsize=(width, (sum(heights) + 52 + legend + 14 * len(references)) / 72))
+    axes = axes_at(figure, left, 8, width * 72 - left - right, sum(heights))
+    top, ticks = 0.0, []
+    for (row, series), height in zip(rows.items(), heights, strict=True):
+        ticks.append((top + height / 2, row))
+        axes.axhspan(top, top + height, color="#F5F6F8" if len(ticks) % 2 else "white", zorder=0)
+        for n, (name, value) in enumerate(series.items()):
+            y, look = top + GAP / 2 + ROW * (n + 0.5), names.index(name)
+            _mark(axes, value, y, look)
+            axes.annotate(_written(value, number), (1, y), (8, 0), ("axes fraction", "data"),
+                          textcoords="offset points", va="center", fontsize=9)  # fmt: skip
+        top += height
+    for value in references.values():
+        axes.axvline(value, color=INK, linestyle="--", linewidth=1.1, zorder=1)
+    below = ", ".join(f"dashed: {name}" for name in references)
+    axes.set(ylim=(top, 0), xlabel="\n".join(words for words in (xlabel, below) if words))
+    axes.set_xscale("log" if log_x else "linear")
+    axes.set_yticks(*zip(*ticks, strict=True))
+    axes.grid(axis="y", visible=False)
+    if len(names) > 1:
+        figure.legend(
+            handles=[Line2D([], [], color=_colour(n), marker=MARKERS[n % len(MARKERS)], linestyle="none",
+                            markeredgecolor=INK, markersize=7, label=name) for n, name in enumerate(names)],
+            loc="lower center", ncols=len(names), frameon=False, borderaxespad=0.2, columnspacing=1.4, handlelength=1.2,
+        )  # fmt: skip
+    return figure
+
+
+def _mark(axes, value: Value, y: float, look: int) -> None:  # noqa: ANN001 matplotlib's Axes
+    marker, colour = MARKERS[look % len(MARKERS)], _colour(look)
+    numbers = np.atleast_1d(value)
+    if len(numbers) > 1:
+        thick = 5.0 if len(numbers) == 2 else 1.6
+        axes.plot(numbers[-2:], [y, y], color=colour, linewidth=thick, solid_capstyle="butt", zorder=2)
+    if len(numbers) != 2:
+        axes.plot(numbers[0], y, marker, color=colour, markeredgecolor=INK, markersize=7, zorder=3)
+
+
+def _written(value: Value, number: str) -> str:
+    numbers = np.atleast_1d(value)
+    return " to ".join(number.format(n) for n in numbers) if len(numbers) == 2 else number.format(numbers[0])
+
+
+def _colour(n: int) -> str:
+    return CYCLE[n % len(CYCLE)]
