@@ -91,7 +91,7 @@ class PrefixKeysValues(Part):
             given["position_BT"] = given["position_BT"] + self.length
 
     def _into_theirs(self, host: nn.Module, given: dict[str, Any], dtype: torch.dtype) -> None:
-        if getattr(host, "is_gradient_checkpointing", False) and host.training:
+        if host.training and any(getattr(module, "gradient_checkpointing", False) for module in host.modules()):
             raise ValueError("transformers drops the cache under gradient checkpointing, and a prefix with it: turn "
                              "one of the two off")  # fmt: skip
         name = _cache_argument(host)

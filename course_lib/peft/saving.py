@@ -103,7 +103,7 @@ def load_adapter(model: nn.Module, folder: Path | str, *, name: str = "default")
         raise ValueError(f"{folder} holds an adapter of type {kind!r}: the course reads {', '.join(KINDS)}")
     parts, own = _sorted_out(tensors, kind, names, model)
     saved = [here for there in config.get("modules_to_save") or [] if (here := names.inward(there))]
-    saved += config.get("outside") or []
+    saved += dict.fromkeys(key.rpartition(".")[0] for key in outside)
     try:
         strategy = _strategy_of(kind, config, parts)
     except KeyError as error:
@@ -119,11 +119,8 @@ def load_adapter(model: nn.Module, folder: Path | str, *, name: str = "default")
 
 
 def _settings(applied: Applied, kind: str, model: nn.Module, names: BaseNames) -> dict[str, Any]:
-    saved = {module: names.outward(module) for module in applied.modules_to_save}
-    settings: dict[str, Any] = {
-        "modules_to_save": [base for base in saved.values() if base] or None,
-        "outside": [module for module, base in saved.items() if not base],
-    }
+    saved = [base for module in applied.modules_to_save if (base := names.outward(module))]
+    settings: dict[str, Any] = {"modules_to_save": saved or None}
     how, hosts = applied.strategy, list(parts_of(model, applied.name))
     if isinstance(how, LoRA):
         ranks = {names.outward(host) or host: how.rank_of(host) for host in hosts}

@@ -4,6 +4,7 @@ Axes: O channel out, I channel in, R the rank.
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -25,37 +26,48 @@ def changes(before: Mapping[str, Tensor], after: Mapping[str, Tensor]) -> dict[s
     return {name: after[name] - weight for name, weight in before.items()}
 
 
-def energy_kept(delta_OI: Tensor) -> np.ndarray:
-    """[min(O, I)]: the share of a change's squared length that its best approximation of rank 1, 2, ... keeps (Eckart
-    and Young 1936); zeros for no change at all.
+@dataclass(frozen=True)
+class Spectrum:
+    """A matrix as its singular values, largest first, and the directions that belong to them."""
 
-    >>> energy_kept(torch.diag(torch.tensor([2.0, 1.0, 0.0]))).tolist()
-    [0.8, 1.0, 1.0]
-    """
-    squared = torch.linalg.svdvals(delta_OI.double()).square()
-    return (squared.cumsum(0) / squared.sum().clamp(min=1e-300)).cpu().numpy()
+    left_OR: Tensor
+    values_R: Tensor
+    right_RI: Tensor
+
+    def energy_kept(self) -> np.ndarray:
+        """[R]: the share of the matrix's squared length that its best approximation of rank 1, 2, ... keeps (Eckart
+        and Young 1936); zeros for a matrix of zeros.
+
+        >>> spectrum(torch.diag(torch.tensor([2.0, 1.0, 0.0]))).energy_kept().tolist()
+        [0.8, 1.0, 1.0]
+        """
+        squared_R = self.values_R.double().square()
+        return (squared_R.cumsum(0) / squared_R.sum().clamp(min=1e-300)).cpu().numpy()
+
+    def truncated(self, rank: int) -> Tensor:
+        """[O, I]: the best approximation of the matrix by one of this rank.
+
+        Raises ValueError for a rank below 1.
+
+        >>> spectrum(torch.diag(torch.tensor([2.0, 1.0]))).truncated(1).abs().tolist()
+        [[2.0, 0.0], [0.0, 0.0]]
+        """
+        if rank < 1:
+            raise ValueError(f"rank is {rank}: give at least 1")
+        return (self.left_OR[:, :rank] * self.values_R[:rank]) @ self.right_RI[:rank]
 
 
-def truncated(delta_OI: Tensor, rank: int) -> Tensor:
-    """[O, I]: the best approximation of a matrix by one of this rank.
-
-    Raises ValueError for a rank below 1.
-
-    >>> truncated(torch.diag(torch.tensor([2.0, 1.0])), 1).tolist()
-    [[2.0, 0.0], [0.0, 0.0]]
-    """
-    if rank < 1:
-        raise ValueError(f"rank is {rank}: give at least 1")
-    left_OR, values_R, right_RI = torch.linalg.svd(delta_OI, full_matrices=False)
-    return (left_OR[:, :rank] * values_R[:rank]) @ right_RI[:rank]
+def spectrum(delta_OI: Tensor) -> Spectrum:
+    """The singular value decomposition of a matrix, without directions that it does not use."""
+    return Spectrum(*torch.linalg.svd(delta_OI, full_matrices=False))
 
 
 @torch.no_grad()
-def cut_changes(model: nn.Module, before: Mapping[str, Tensor], rank: int) -> None:
-    """Cut down what a model's layers have moved from `before` to a rank, in place; all else stays.
+def cut_changes(model: nn.Module, before: Mapping[str, Tensor], spectra: Mapping[str, Spectrum], rank: int) -> None:
+    """Cut down what a model's layers have moved from `before` to a rank, in place; all else stays. spectra: of what the
+    layers have moved.
 
     Raises ValueError for a rank below 1.
     """
     for name, weight in before.items():
-        layer = model.get_submodule(name)
-        layer.weight.copy_(weight + truncated(layer.weight - weight, rank))
+        model.get_submodule(name).weight.copy_(weight + spectra[name].truncated(rank).to(weight.device))

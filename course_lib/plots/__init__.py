@@ -9,6 +9,7 @@ from course_lib.plots.charts import (
     draw_shares,
     paint_shares,
 )
+from course_lib.plots.dots import draw_dots
 from course_lib.plots.theme import (
     CYCLE,
     OBJECTIVE_COLOURS,
@@ -66,6 +67,7 @@ __all__ = [
     "cut",
     "draw_bars",
     "draw_curves",
+    "draw_dots",
     "draw_histogram",
     "draw_shares",
     "draw_token_rows",

@@ -151,7 +151,7 @@ def draw_curves(
     xlabel: str = "",
     ylabel: str = "",
     colours: Mapping[str, str] | None = None,
-    kinds: tuple[str, str] = ("recorded", "live"),
+    kinds: tuple[str, str] | None = ("recorded", "live"),
     log_x: bool = False,
     size: tuple[float, float] = (7.5, 4.2),
 ) -> Figure:
@@ -159,7 +159,7 @@ def draw_curves(
     the right edge. The legend stands below.
 
     series, points: name to (x, y); the same name has the same colour. kinds: what the legend calls lines and markers
-    where there are both. size: inches.
+    where there are both, None where that goes without saying. size: inches.
     Raises ValueError if there is nothing to draw.
 
     >>> figure = draw_curves({"causal": ([1, 2, 3], [6.0, 5.1, 4.8])}, {"causal": ([1], [6.1])},
@@ -177,7 +177,7 @@ def draw_curves(
                marker=markers[name] if name in points else "none", markeredgecolor=INK, markersize=7, label=name)
         for name in names
     ]  # fmt: skip
-    if series and points:
+    if series and points and kinds:
         entries.append(Line2D([], [], color=GREY, linewidth=1.9, label=kinds[0]))
         entries.append(Line2D([], [], color=GREY, linestyle="none", marker="o", markeredgecolor=INK, label=kinds[1]))
     wide, high = size[0] * 72, size[1] * 72

@@ -82,13 +82,22 @@ def fresh_classifier() -> Classifier:
     return Classifier(copy.deepcopy(minilm()[0])).to(pick_device())
 
 
-def adapted(trial: Trial, sample: list[Review], *, seed: int) -> tuple[Classifier, Applied]:
-    """A classifier on MiniLM, fine-tuned by a strategy on labelled texts, and what the strategy changed."""
+@dataclass(frozen=True)
+class Adapted:
+    """A classifier on MiniLM, fine-tuned by a strategy: what that changed, and the mean loss of every epoch."""
+
+    classifier: Classifier
+    applied: Applied
+    losses: list[float]
+
+
+def adapted(trial: Trial, sample: list[Review], *, seed: int = 0) -> Adapted:
+    """Fine-tune a copy of MiniLM by a strategy on labelled texts."""
     classifier = fresh_classifier()
     applied = apply(classifier, trial.strategy, modules_to_save=["head"], seed=seed)
     texts, labels = [review.text for review in sample], [review.label for review in sample]
-    fine_tune(classifier, texts, labels, minilm()[1], replace(trial.training, seed=seed))
-    return classifier, applied
+    losses = fine_tune(classifier, texts, labels, minilm()[1], replace(trial.training, seed=seed))
+    return Adapted(classifier, applied, losses)
 
 
 def is_right(classifier: Classifier, tests: list[Review]) -> np.ndarray:
@@ -150,4 +159,4 @@ def record_strategies(
 def _right(name: str, sample: list[Review], tests: list[Review], *, seed: int) -> np.ndarray:
     if name in BASELINES:
         return baseline_is_right(name, sample, tests)
-    return is_right(adapted(TRIALS[name], sample, seed=seed)[0], tests)
+    return is_right(adapted(TRIALS[name], sample, seed=seed).classifier, tests)

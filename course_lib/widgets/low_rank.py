@@ -5,7 +5,7 @@ The change that full fine-tuning made to a layer stands beside its best approxim
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 
 import ipywidgets as widgets
 import numpy as np
@@ -13,7 +13,7 @@ import torch
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
-from course_lib.peft.spectrum import energy_kept, truncated
+from course_lib.peft.spectrum import spectrum
 from course_lib.peft.targets import dimensions, find_targets
 from course_lib.plots.theme import BLUE, INK, ORANGE, axes_at, in_theme, write
 from course_lib.widgets.binder import Explorer, bind
@@ -62,8 +62,7 @@ class LowRankBench:
             words: [dimensions(layer) for layer in find_targets(model, targets, excluded=["head"]).values()]
             for words, targets in TARGETS.items()
         }
-        self.kept = lru_cache(maxsize=None)(lambda layer: energy_kept(self.deltas[layer]))
-        self.cut = lru_cache(maxsize=256)(lambda layer, rank: truncated(self.deltas[layer], rank))
+        self.spectrum = cache(lambda layer: spectrum(self.deltas[layer]))  # of a layer when it is first looked at
 
     def compute(
         self, rank: int = 8, alpha: float = 16, targets: str = "query and value", layer: str = ""
@@ -78,7 +77,8 @@ class LowRankBench:
         trained = sum(rank * (n_in + n_out) for n_in, n_out in sizes)
         return LowRankView(
             rank, alpha, layer, targets, len(sizes), trained, trained / (self.n_base + trained), alpha / rank,
-            self.kept(layer), in_blocks(delta_OI), in_blocks(self.cut(layer, rank)), first_step(delta_OI, rank, alpha),
+            self.spectrum(layer).energy_kept(), in_blocks(delta_OI), in_blocks(self.spectrum(layer).truncated(rank)),
+            first_step(delta_OI, rank, alpha),
         )  # fmt: skip
 
 

@@ -1,0 +1,1655 @@
+# ---
+# jupyter:
+#   jupytext: {text_representation: {extension: .py, format_name: percent}}
+#   kernelspec: {display_name: Python 3, language: python, name: python3}
+# ---
+
+# %% [markdown] name="title"
+# # 03 Parameter-efficient strategies
+#
+# **You have a pre-trained model and a hundred labelled sentences. What do you change?** Everything, as one would with a program
+# that one owns; or a small part, and leave the rest as it was published, so that it can be shared, switched and taken back.
+#
+# You will
+#
+# - fine-tune one real model in five ways, on the same sentences, and see what each costs and what it buys;
+# - prove that four of the five begin as the model they change, and that its weights stay to the bit;
+# - move the rank and the scale of a low-rank update, beside the change that full fine-tuning really made;
+# - put two tasks on one model and switch between them;
+# - see where the heads look when a trained prefix stands before the text;
+# - carry an adapter over to another library, and back.
+#
+# **How to read it.** Run the cells in order with Shift+Enter, or all of them with *Run → Run All Cells*, which takes a few
+# minutes. Where it says *Predict*, commit to a guess before you run on: what it comes to stays folded until you do. A measured
+# number comes from the cell above it, on your machine, or from a recorded run that the text names.
+#
+# **If you build compilers:** the pre-trained model is the parser generator and the standard library, fine-tuning is your language on
+# top. Full fine-tuning is a fork: everything can be changed, and you maintain all of it. The strategies of this chapter are patches:
+# small, with a name, applied to an unchanged release, one for each customer. The analogy breaks where patches of source code can
+# conflict line by line: two low-rank updates always add up, and whether the sum makes sense only a measurement tells.
+
+# %% [markdown] name="words"
+# <details><summary><b>Words used below</b> (unfold when you meet one)</summary>
+#
+# - **Base**: the pre-trained model, as it was published. **Frozen**: not trained. **Head**: the small layer on top that turns a
+#   text's features into a decision.
+# - **Adapter**, in the wide sense: what a strategy adds to a base. *Adapter layers* are one such strategy.
+# - **Rank** of a matrix: how many directions it can write to. A matrix of rank r is a product of an [out, r] and an [r, in] matrix.
+# - **Singular values**: how strongly a matrix acts along its own directions, sorted. **Energy**: the sum of their squares.
+# - **Optimiser state**: AdamW remembers two numbers for each one that it trains.
+# - **Interval**: where the true value lies in 95 of 100 such measurements. **Seed**: here, which sentences are learned from and
+#   in what order.
+# - **Names in the code** end in their axes: `weight_OI` has a row for each channel out (O), a column for each channel in (I).
+# </details>
+
+# %% name="setup" tags=["setup"]
+import copy
+import importlib.util
+import itertools
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from IPython.display import Markdown, display
+from torch import nn
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+
+from course_lib import checks, plots, runs
+from course_lib.data import course_tokenizer, pad, reviews_of
+from course_lib.evaluation import attention_weights, mean_interval
+from course_lib.finetuning import fine_tune
+from course_lib.layers import Conv1D, attend
+from course_lib.model import Decoder
+from course_lib.optimizers import make_optimizer
+from course_lib.peft import (
+    Adapter,
+    BitFit,
+    LoRA,
+    Prefix,
+    adapter_state,
+    apply,
+    fold,
+    load_adapter,
+    merge,
+    save_adapter,
+    switch,
+    unmerge,
+)
+from course_lib.peft.prefix import prefix_cache
+from course_lib.peft.spectrum import changes, cut_changes, spectrum, weights_of
+from course_lib.planner import ARCHITECTURES, QUERY_AND_VALUE, trained_parameters
+from course_lib.pretrained import load_checkpoint, save_model
+from course_lib.records import Record
+from course_lib.runs.strategies import (
+    BASELINES,
+    TRIALS,
+    Comparison,
+    adapted,
+    baseline_is_right,
+    fresh_classifier,
+    is_right,
+    minilm,
+)
+from course_lib.runtime import autocast, kept_for_backward, pick_device, seeded
+from course_lib.widgets.binder import compare, guess, guess_number, sweep, table
+from course_lib.widgets.low_rank import LowRankBench, draw_low_rank, low_rank_explorer
+from course_lib.widgets.prefixes import PrefixBench, draw_prefix, prefix_explorer
+
+device = pick_device()
+base, tokenizer = minilm()
+comparison = Comparison()
+live_tests = comparison.tests[: comparison.first_tests]
+NAMES = {
+    "bag of words": "bag of words",
+    "head alone": "head alone",
+    "full": "full",
+    "lora": "LoRA",
+    "prefix": "prefix tuning",
+    "adapter": "adapter layers",
+    "bitfit": "BitFit",
+}
+
+# %% [markdown] name="model-and-task"
+# The model is the real MiniLM (all-MiniLM-L6-v2, arXiv:2002.10957), a BERT of six layers, published for comparing sentences. The
+# task is to say of one sentence from a film review whether it praises or damns. Each run learns from some labelled sentences and is
+# tested on others, which nothing in this course has been trained on.
+
+# %% name="read-sentences"
+sample = comparison.sample(100, seed=0)
+n_base = sum(p.numel() for p in base.parameters())
+Markdown(
+    f"MiniLM has {n_base:,} parameters in {base.config.n_layers} layers, {base.config.d_model} channels wide. "
+    f"{len(comparison.pool):,} sentences to learn from, {len(comparison.tests)} to test on. Two of them:\n\n"
+    + "\n".join(f"- {'praise' if r.label else 'damns'}: *{r.text}*" for r in (sample[0], sample[3]))
+)
+
+# %% [markdown] name="five"
+# ## 1 Five ways to change a model
+#
+# | strategy | what trains | the idea |
+# |---|---|---|
+# | **full** | everything | the model is yours |
+# | **LoRA** (arXiv:2106.09685) | two thin matrices beside a weight: W x + (alpha / r) B (A x) | the change that a task needs has a low rank |
+# | **prefix** (arXiv:2101.00190) | keys and values before those of the text, in every layer | tell the model something that no words say |
+# | **adapter layers** (arXiv:1902.00751) | two small bottlenecks in every block | let each half of a block be followed by a correction |
+# | **BitFit** (arXiv:2106.10199) | the biases | shift, but do not turn |
+#
+# In each of them a new head trains too. One verb adds any of them to a model, from outside: the model's own code knows nothing of it.
+
+# %% name="apply-each"
+tried, heads = {}, {}
+for name, trial in TRIALS.items():
+    applied = apply(fresh_classifier(), trial.strategy, modules_to_save=["head"])
+    tried[name] = applied
+    heads[name] = sum(p.numel() for p in fresh_classifier().head.parameters())
+table(
+    ["strategy", "settings", "places", "numbers that train", "share"],
+    [
+        [
+            NAMES[name],
+            str(TRIALS[name].strategy).removeprefix(type(TRIALS[name].strategy).__name__) if name != "adapter" else
+            f"(bottleneck={TRIALS[name].strategy.bottleneck})",
+            len(a.places),
+            f"{a.n_trained:,}",
+            f"{a.share:.3%}",
+        ]
+        for name, a in tried.items()
+    ],
+)  # fmt: skip
+
+# %% [markdown] name="share-question"
+# A course on the subject may tell you shares such as *LoRA 0.1 %, prefix 0.1 %, adapters 1 to 5 %, BitFit 0.05 %*, as if they belonged
+# to the strategies. **Predict.** LoRA with rank 8 on queries and values: how does its share change from BERT-base (110 million
+# parameters) to Llama-2-7B?
+
+# %% name="predict-share"
+share_guess = guess(
+    "From BERT-base to Llama-2-7B, LoRA's share",
+    ["stays the same", "falls to about a quarter", "rises to about four times as much"],
+)
+display(share_guess)
+
+# %% name="count-shares"
+SETTINGS = {
+    "LoRA, rank 8": lambda layout: LoRA(rank=8, targets=QUERY_AND_VALUE[layout]),
+    "prefix of 16": lambda layout: Prefix(length=16, hidden=None),
+    "adapter, 64 wide": lambda layout: Adapter(bottleneck=64),
+    "BitFit": lambda layout: BitFit(),
+}
+own_models = {"our encoder": load_checkpoint("encoder"), "our decoder": load_checkpoint("decoder"), "MiniLM": base}
+shares = {name: {} for name in [*own_models, *ARCHITECTURES]}
+without = []
+for setting, make in SETTINGS.items():
+    for name, model in own_models.items():
+        layout = "gpt2" if isinstance(model, Decoder) else "bert"
+        shares[name][setting] = 100 * apply(copy.deepcopy(model), make(layout)).share
+    for name, architecture in ARCHITECTURES.items():
+        try:
+            trained, total = trained_parameters(architecture, make(architecture.layout))
+            shares[name][setting] = 100 * trained / total
+        except ValueError as error:
+            without.append(f"{name}, {setting}: {error}")
+SAID = {"LoRA, rank 8": 0.1, "prefix of 16": 0.1, "adapter, 64 wide": (1.0, 5.0), "BitFit": 0.05}
+plots.show(
+    plots.draw_dots(
+        shares | {"the source says": SAID},
+        log_x=True,
+        number="{:.2g}",
+        xlabel="share of all parameters that trains, % (log scale)",
+    ),
+    alt="Shares of trained parameters on a logarithmic axis, four strategies on six models, and what the source says.",
+)
+
+# %% name="compare-share" jupyter={"source_hidden": true}
+lora_shares = {name: row["LoRA, rank 8"] for name, row in shares.items()}
+factor = lora_shares["BERT-base"] / lora_shares["Llama-2-7B"]
+options = {1.0: "stays the same", 4.0: "falls to about a quarter", 0.25: "rises to about four times as much"}
+compare(
+    share_guess,
+    f"From {lora_shares['BERT-base']:.2f} % to {lora_shares['Llama-2-7B']:.3f} %: a factor of {factor:.1f} less. An update of rank r "
+    "beside a weight of width d trains 2 r d of d² numbers, so the share falls as models get wider. Shares belong to a strategy *and* a "
+    f"model: for LoRA they reach from {min(lora_shares.values()):.2g} to {max(lora_shares.values()):.2g} % here. "
+    + (f"(Not in the chart: {'; '.join(without)}.)" if without else ""),
+    options[min(options, key=lambda f: abs(np.log(factor / f)))],
+)
+
+# %% [markdown] name="costs"
+# **What it costs.** A step needs memory for the weights, for gradients, for the optimiser's state, and for what the forward pass
+# keeps for the backward pass. **Predict.** LoRA trains about a hundredth of the numbers. What does it save of *all* that memory, in
+# a step on 16 sentences?
+
+# %% name="predict-costs"
+cost_guess = guess(
+    "Of the memory of a step of full fine-tuning, LoRA saves", ["nearly all of it", "a part of it", "nearly nothing"]
+)
+display(cost_guess)
+
+# %% name="measure-costs"
+REPEATS = 5
+
+
+def one_batch(reviews):
+    ids_BT = pad(tokenizer.encode_all([r.text for r in reviews]), tokenizer.vocabulary).to(device)
+    return ids_BT, ids_BT != tokenizer.vocabulary.pad, torch.tensor([r.label for r in reviews]).to(device)
+
+
+def one_step(classifier, optimizer):
+    """One step on 16 sentences, in fp32: bytes kept for its backward pass, and seconds."""
+    ids_BT, is_real_BT, labels_B = one_batch(sample[:16])
+    began = time.perf_counter()
+    with kept_for_backward(classifier) as kept:
+        loss = F.cross_entropy(classifier(ids_BT, is_real_BT), labels_B)
+    loss.backward()
+    optimizer.step()
+    seconds = time.perf_counter() - began
+    return kept.bytes, seconds
+
+
+def bytes_of(tensors):
+    return sum(t.numel() * t.element_size() for t in tensors if t is not None)
+
+
+benches = {}
+for name, trial in TRIALS.items():
+    classifier = fresh_classifier().train()
+    apply(classifier, trial.strategy, modules_to_save=["head"])
+    trained = [p for p in classifier.parameters() if p.requires_grad]
+    benches[name] = (classifier, torch.optim.AdamW(trained, lr=1e-6))
+seconds = {name: [] for name in TRIALS}
+for _ in range(REPEATS):  # the strategies take turns, so that a busy moment hits all of them
+    for name, bench in benches.items():
+        kept, took = one_step(*bench)
+        seconds[name].append(took)
+costs = {}
+for name, (classifier, optimizer) in benches.items():
+    state = itertools.chain.from_iterable(s.values() for s in optimizer.state.values())
+    costs[name] = {
+        "weights": bytes_of(classifier.parameters()),
+        "gradients": bytes_of(p.grad for p in classifier.parameters()),
+        "optimiser": bytes_of(t for t in state if t.dim()),
+        "kept for backward": one_step(classifier, optimizer)[0],
+    }
+MIB = 2**20
+step_time = {name: float(np.median(took)) for name, took in seconds.items()}
+table(
+    ["strategy", *(f"{part}, MiB" for part in costs["full"]), "in all, MiB", "time of a step, as a share of full"],
+    [
+        [NAMES[name], *(f"{b / MIB:.1f}" for b in parts.values()), f"{sum(parts.values()) / MIB:.0f}",
+         f"{step_time[name] / step_time['full']:.0%}"]
+        for name, parts in costs.items()
+    ],
+)  # fmt: skip
+
+# %% name="compare-costs" jupyter={"source_hidden": true}
+in_all = {name: sum(parts.values()) for name, parts in costs.items()}
+saved = 1 - in_all["lora"] / in_all["full"]
+grads_and_state = {n: parts["gradients"] + parts["optimiser"] for n, parts in costs.items()}
+compare(
+    cost_guess,
+    f"It saves {saved:.0%} of the memory. Gradients and optimiser state shrink from {grads_and_state['full'] / MIB:.0f} to "
+    f"{grads_and_state['lora'] / MIB:.1f} MiB, for they are counted by trained numbers. The weights must be there all the same, and what "
+    f"is kept for the backward pass is {costs['lora']['kept for backward'] / costs['full']['kept for backward']:.0%} of full's: to "
+    "know how the loss changes with a thin matrix in the first layer, the way back leads through all the others. The more of a step's "
+    "memory is activations (long texts, large batches), the less any of these strategies saves.",
+    "nearly all of it" if saved > 0.8 else "nearly nothing" if saved < 0.1 else "a part of it",
+)
+
+# %% [markdown] name="accuracy-question"
+# **What it buys.** Now the comparison itself: five strategies, three samples of 100 sentences each, one test for all; beside them a bag
+# of words and a head on the frozen model. Each strategy was given its own learning rate, chosen on other sentences.
+#
+# **Predict.** Which will be ahead of the others by more than the spread over samples?
+
+# %% name="predict-winner"
+winner_guess = guess(
+    "With 100 labels, clearly ahead of all other strategies is",
+    ["full", "lora", "prefix", "adapter", "bitfit", "none of them"],
+)
+display(winner_guess)
+
+# %% name="train-live"
+LABELS, SEEDS = 100, range(3)
+models, losses, right = {}, {}, {name: {} for name in (*BASELINES, *TRIALS)}
+with tqdm(total=len(SEEDS) * len(right), desc="runs") as bar:
+    for seed in SEEDS:
+        learned = comparison.sample(LABELS, seed)
+        for name in right:
+            if name in BASELINES:
+                right[name][seed] = baseline_is_right(name, learned, live_tests)
+            else:
+                done = adapted(TRIALS[name], learned, seed=seed)
+                models[name, seed], losses[name, seed] = done.classifier, done.losses
+                right[name][seed] = is_right(models[name, seed], live_tests)
+            bar.update()
+accuracies = {name: [100 * r.mean() for r in by_seed.values()] for name, by_seed in right.items()}
+
+# %% name="show-live"
+intervals = {name: mean_interval(values) for name, values in accuracies.items()}
+plots.show(
+    plots.draw_dots(
+        {NAMES[name]: {"accuracy": (i.value, max(0, i.low), min(100, i.high))} for name, i in intervals.items()},
+        number="{:.1f}",
+        xlabel=f"accuracy on {len(live_tests)} sentences, %: mean over {len(SEEDS)} samples of {LABELS}, with its interval",
+        references={"chance": 50.0},
+    ),
+    alt="Accuracy of two baselines and five strategies with intervals over three samples; the intervals overlap widely.",
+)
+
+# %% name="compare-winner" jupyter={"source_hidden": true}
+ranked = sorted(TRIALS, key=lambda name: -intervals[name].value)
+ahead = [a - b for a, b in zip(accuracies[ranked[0]], accuracies[ranked[1]], strict=True)]
+lead = mean_interval(ahead)
+clear = NAMES[ranked[0]] if lead.low > 0 else "none of them"
+compare(
+    winner_guess,
+    f"First is {NAMES[ranked[0]]} with {intervals[ranked[0]].value:.1f} %, then {NAMES[ranked[1]]} with {intervals[ranked[1]].value:.1f} %. Sample by sample "
+    f"the first leads by {lead.value:+.1f} points (interval {lead.low:+.1f} to {lead.high:+.1f}), "
+    + ("more than chance explains." if lead.low > 0 else "which chance alone explains.")
+    + f" All five lie between {intervals[ranked[-1]].value:.1f} and {intervals[ranked[0]].value:.1f} %; the head alone has "
+    f"{intervals['head alone'].value:.1f} %, a bag of words {intervals['bag of words'].value:.1f} %. Whoever sells one of them by accuracy "
+    "on one seed sells a seed.",
+    clear,
+)
+
+# %% [markdown] name="record-question"
+# Three samples of a hundred are not much. A recorded run (`data/records/strategies.jsonl`, made again by `course record strategies`) has
+# five numbers of labels and more samples. Your live runs used the first of the very same samples: their points must lie on the
+# record's.
+
+# %% name="show-record"
+record = Record(runs.RECORDS_FOLDER / "strategies.jsonl")
+rows = record.rows()
+by_labels = {
+    name: {
+        n: [100 * value for step, value in record.values("accuracy", name=name) if step == n] for n in comparison.labels
+    }
+    for name in right
+}
+plots.show(
+    plots.draw_curves(
+        {NAMES[name]: (list(means), [float(np.mean(v)) for v in means.values()]) for name, means in by_labels.items()},
+        xlabel="labelled sentences (log scale)",
+        ylabel=f"accuracy on {len(comparison.tests)} sentences, %",
+        log_x=True,
+        size=(7.4, 4.4),
+    ),
+    alt="Recorded accuracy of two baselines and five strategies against the number of labels, mean over samples.",
+)
+
+# %% [markdown] name="live-over-record"
+# Now your runs over the record's: for each strategy and sample, both figures are of the same sentences.
+
+# %% name="show-live-over-record"
+recorded = {
+    (row["name"], row["seed"]): 100 * row["value"]
+    for row in rows
+    if row["step"] == LABELS and row["metric"] == "accuracy_first" and row["seed"] in SEEDS
+}
+plots.show(
+    plots.draw_dots(
+        {
+            f"{NAMES[name]}, sample {seed}": {"recorded": recorded[name, seed], "live": accuracies[name][seed]}
+            for name in TRIALS
+            for seed in SEEDS
+        },
+        number="{:.1f}",
+        xlabel=f"accuracy on the first {len(live_tests)} sentences, %, {LABELS} labels",
+    ),
+    alt="For each strategy and sample the recorded accuracy and the live one, side by side.",
+)
+
+# %% name="explain-record" jupyter={"source_hidden": true}
+far = {key: abs(recorded[key] - accuracies[key[0]][key[1]]) for key in recorded}
+most = comparison.labels[-1]
+ends = {name: np.mean(by_labels[name][most]) for name in TRIALS}
+lines = []
+for n in comparison.labels:
+    best = max(TRIALS, key=lambda name: np.mean(by_labels[name][n]))
+    gaps = [np.mean(by_labels[best][n]) - np.mean(by_labels[name][n]) for name in TRIALS if name != best]
+    lines.append([n, NAMES[best], f"{np.mean(by_labels[best][n]):.1f} %", f"{min(gaps):.1f}", f"{max(gaps):.1f}",
+                  f"{np.mean(by_labels['head alone'][n]):.1f} %", f"{np.mean(by_labels['bag of words'][n]):.1f} %"])  # fmt: skip
+display(
+    table(
+        ["labels", "first", "its accuracy", "ahead of the second", "ahead of the last", "head alone", "bag of words"],
+        lines,
+    )
+)
+Markdown(
+    f"Your live runs lie within {max(far.values()):.1f} points of the recorded runs on the same samples and the same "
+    f"{len(live_tests)} sentences ({np.mean(list(far.values())):.2f} on average"
+    + ("; other machines round otherwise, and training carries that on)." if max(far.values()) > 0.5 else ").")
+    + f" With {most:,} labels the five reach from {min(ends.values()):.1f} to {max(ends.values()):.1f} %."
+)
+
+# %% [markdown] name="identity"
+# ## 2 They begin as the model they change
+#
+# A strategy that begins by damaging the model must first learn to undo that. **Predict.** Right after `apply`, before any training: by
+# which of the five has the model's output changed?
+
+# %% name="predict-identity"
+identity_guess = guess(
+    "Changed right after apply",
+    ["none", "the prefix, and a little the adapter layers", "LoRA and the adapter layers", "all but full"],
+)
+display(identity_guess)
+
+# %% name="measure-identity"
+ids_BT, is_real_BT, _ = one_batch(sample[:8])
+with torch.no_grad():
+    before_BE = fresh_classifier().eval().body.features(ids_BT, is_real_BT)
+largest = float(before_BE.abs().max())
+moved_at_start = {}
+for name, trial in TRIALS.items():
+    classifier = fresh_classifier().eval()
+    apply(classifier, trial.strategy, modules_to_save=["head"])
+    with torch.no_grad():
+        after_BE = classifier.body.features(ids_BT, is_real_BT)
+    moved_at_start[name] = float((after_BE - before_BE).abs().max()) / largest
+table(
+    ["strategy", "largest change of a feature, as a share of the largest feature", "equal to the bit"],
+    [[NAMES[name], f"{far:.1e}", "yes" if far == 0 else "no"] for name, far in moved_at_start.items()],
+)
+
+# %% name="compare-identity" jupyter={"source_hidden": true}
+unequal = {name for name, far in moved_at_start.items() if far > 0}
+compare(
+    identity_guess,
+    "LoRA begins with B = 0, so its update is exactly 0 whatever A is; a bias or a weight that has not moved changes nothing. The adapter "
+    f"layers begin with small random weights, near the identity: {moved_at_start['adapter']:.1e}. The prefix cannot begin as nothing "
+    f"({moved_at_start['prefix']:.2f}): attention is a softmax, its shares sum to 1, so whatever the prefix gets is taken from the text; and "
+    "the text's positions begin behind it.",
+    "the prefix, and a little the adapter layers" if unequal == {"prefix", "adapter"} else "another answer",
+)
+
+# %% [markdown] name="frozen-question"
+# And after training? Here are the models that you trained in section 1. For each, how many of the base's weights have changed, even
+# in one bit?
+
+# %% name="count-changed-weights"
+originals = dict(base.named_parameters())
+changed = {}
+for name in TRIALS:
+    own = {k.removeprefix("body."): p for k, p in models[name, 0].named_parameters() if k.startswith("body.")}
+    own = {k: p for k, p in own.items() if k in originals}
+    changed[name] = {
+        "all": sum(int((p.cpu() != originals[k]).sum()) for k, p in own.items()),
+        "outside biases": sum(int((p.cpu() != originals[k]).sum()) for k, p in own.items() if not k.endswith("bias")),
+        "of": sum(p.numel() for p in own.values()),
+    }
+table(
+    ["strategy", "weights of the base", "changed", "of these, no biases"],
+    [[NAMES[name], f"{c['of']:,}", f"{c['all']:,}", f"{c['outside biases']:,}"] for name, c in changed.items()],
+)
+
+# %% [markdown] name="frozen-why"
+# Nobody checks this at run time; it follows from two lines. A parameter with `requires_grad=False` gets no gradient, and the optimiser
+# was given only those that have one. The first saves the work too: for a frozen weight the backward pass computes the gradient of its
+# input, and skips that of the weight itself.
+
+# %% [markdown] name="lora"
+# ## 3 LoRA from near
+#
+# **Predict.** A weight of 768 x 768, as in BERT-base. How many percent of its numbers does an update of rank 16 train?
+
+# %% name="predict-rank-16"
+rank_guess = guess_number("An update of rank 16 beside 768 x 768", low=0, high=100, step=0.1, unit="percent")
+display(rank_guess)
+
+# %% name="count-rank-16"
+wide = nn.Linear(768, 768, bias=False)
+update = apply(wide, LoRA(rank=16))
+compare(
+    rank_guess,
+    f"The weight has {768 * 768:,} numbers, the update {update.n_trained:,}: 16 x 768 in A and 768 x 16 in B, "
+    f"{update.n_trained / (768 * 768):.2%}. Twice the rank, twice the numbers; twice the width, half the share.",
+    100 * update.n_trained / (768 * 768),
+    near=0.5,
+)
+
+# %% [markdown] name="lora-explorer-question"
+# In the explorer, the left picture is what *full fine-tuning* really changed in one layer of the model that you trained above (blocks of
+# the matrix, red up and blue down); beside it is the best approximation of that change by a matrix of the chosen rank.
+#
+# - How much of the change can rank 8 hold? Does that depend on the layer? Is a larger rank always worth its numbers?
+# - Move alpha, and look at the last line. What else, then, would you have to change when you double alpha?
+# - Move the rank and keep alpha. What does the scale do, and why did its authors divide by the rank?
+
+# %% name="explore-lora"
+tuned = models["full", 0]
+before_tuning = {f"body.{name}": w.to(device) for name, w in weights_of(base).items()}
+after_tuning = weights_of(tuned, list(before_tuning))
+deltas = {name: delta.cpu() for name, delta in changes(before_tuning, after_tuning).items()}
+lora_box = low_rank_explorer(base, deltas)
+lora_box
+
+# %% name="lora-without-a-kernel"
+bench = LowRankBench(base, deltas)
+views = {rank: bench.compute(rank=rank) for rank in (1, 8, 64)}
+plots.show(
+    draw_low_rank(views[8]),
+    alt="What full fine-tuning changed in one layer, its best approximation of rank 8, and the energy that each rank keeps.",
+)
+
+# %% name="lora-explorer-answers" jupyter={"source_hidden": true}
+doubled = bench.compute(rank=8, alpha=32).moved / views[8].moved
+Markdown(
+    "<details><summary>What the explorer shows</summary>\n\n"
+    f"In this layer rank 1 keeps {views[1].kept[0]:.0%} of the change, rank 8 {views[8].kept[7]:.0%}, rank 64 {views[64].kept[63]:.0%}. "
+    f"Twice the alpha moves the weight {doubled:.1f} times as far in the first step, at the same learning rate: with Adam, which divides "
+    "each gradient by its size, alpha acts as a factor on the rate of B, so halve the one when you double the other. At a fixed alpha "
+    f"the first step has length {views[1].moved:.0f}, {views[8].moved:.0f} and {views[64].moved:.0f} at ranks 1, 8 and 64: the division by the rank "
+    "keeps it from growing with the number of directions (it falls, roughly with the square root, which is why "
+    "`rank_stabilized=True` divides by the root; arXiv:2312.03732).\n\n</details>"
+)
+
+# %% [markdown] name="rank"
+# ## 4 What rank did full fine-tuning use?
+#
+# LoRA's bet is that the change a task needs has a low rank. You have a model that was free to use any rank, so look: take what training
+# added to each of its weight matrices, keep only its best approximation of rank r, and test what is left of its skill.
+#
+# **Predict.** Of the energy of those changes, how much does rank 8 keep (of 384)? And what does the truncation to rank 8 cost in
+# accuracy?
+
+# %% name="predict-energy"
+energy_guess = guess(
+    "Rank 8 keeps of the energy of the change", [("nearly all", 0.95), ("about half", 0.5), ("about a tenth", 0.1)]
+)
+cost_of_cut = guess("And truncation to rank 8 costs", ["more than 10 points", "a few points at most"])
+display(energy_guess, cost_of_cut)
+
+# %% name="cut-to-rank"
+CUT_RANKS = (1, 2, 8, 32, 128)
+spectra = {name: spectrum(delta) for name, delta in deltas.items()}
+energies = np.mean([s.energy_kept() for s in spectra.values()], axis=0)
+cut_accuracy = {}
+for rank in tqdm(CUT_RANKS, desc="truncating"):
+    cut = copy.deepcopy(tuned)
+    cut_changes(cut, before_tuning, spectra, rank)
+    cut_accuracy[rank] = 100 * is_right(cut, live_tests).mean()
+full_accuracy = 100 * is_right(tuned, live_tests).mean()
+
+# %% name="train-ranks"
+TRAINED_RANKS = (1, 32)
+lora = TRIALS["lora"]
+rank_accuracy = {lora.strategy.rank: accuracies["lora"][0]}
+for rank in tqdm(TRAINED_RANKS, desc="LoRA at other ranks"):
+    trial = replace(lora, strategy=replace(lora.strategy, rank=rank, alpha=2 * rank))
+    done = adapted(trial, comparison.sample(LABELS, 0))
+    rank_accuracy[rank] = 100 * is_right(done.classifier, live_tests).mean()
+rank_accuracy = dict(sorted(rank_accuracy.items()))
+
+# %% name="show-ranks"
+plots.show(
+    plots.draw_curves(
+        {
+            "full, its changes cut to rank r": (list(cut_accuracy), list(cut_accuracy.values())),
+            "LoRA trained at rank r": (list(rank_accuracy), list(rank_accuracy.values())),
+        },
+        {
+            "full, its changes cut to rank r": (list(cut_accuracy), list(cut_accuracy.values())),
+            "LoRA trained at rank r": (list(rank_accuracy), list(rank_accuracy.values())),
+        },
+        kinds=None,
+        references={"full": full_accuracy, "head alone": accuracies["head alone"][0]},
+        xlabel="rank r (log scale)",
+        ylabel="accuracy, %",
+        log_x=True,
+    ),
+    alt="Accuracy against rank: of full fine-tuning with its changes cut down, and of LoRA trained at that rank.",
+)
+
+# %% name="compare-energy" jupyter={"source_hidden": true}
+kept_by_8 = float(energies[7])
+lost = full_accuracy - cut_accuracy[8]
+error = 100 * np.sqrt(0.25 / len(live_tests))
+said = min((0.95, 0.5, 0.1), key=lambda v: abs(v - kept_by_8))
+display(
+    compare(
+        energy_guess,
+        f"On average over {len(deltas)} matrices rank 8 keeps {kept_by_8:.0%} of the energy, rank 32 {energies[31]:.0%}, rank 128 {energies[127]:.0%}.",
+        said,
+    )
+)
+compare(
+    cost_of_cut,
+    f"Truncated to rank 8 the model has {cut_accuracy[8]:.1f} % instead of {full_accuracy:.1f} % ({-lost:+.1f} points, where one standard error of "
+    f"an accuracy on {len(live_tests)} sentences is {error:.1f}); LoRA trained at rank 8 has {rank_accuracy[8]:.1f} %. "
+    + (
+        "So the change is *not* of low rank in the sense of energy: much of it is spread thinly over many directions, as noise from a "
+        "few hundred gradients would be. Yet hardly any of the skill lies there."
+        if kept_by_8 < 0.9 and lost < 10
+        else "Energy and skill go together here."
+    )
+    + " (One sample, one seed: read it as a picture, not as a law. Biases, norms and embeddings kept their changes in the truncation.)",
+    "a few points at most" if lost < 10 else "more than 10 points",
+)
+
+# %% [markdown] name="merge"
+# ## 5 Merge, unmerge, switch
+#
+# A LoRA beside a weight costs a little at every call. But W x + s B (A x) = (W + s B A) x: add the update to the weight, and the model runs
+# at the speed of the base. **Predict.** Subtract it again. Are the old weights back?
+
+# %% name="predict-unmerge"
+unmerge_guess = guess("W + update - update is", ["W, to the bit", "W, but for the last digits"])
+display(unmerge_guess)
+
+# %% name="merge-and-back"
+adapted_model = models["lora", 0]
+with torch.no_grad():
+    wrapped_BC = adapted_model(ids_BT, is_real_BT)
+    merge(adapted_model)
+    merged_BC = adapted_model(ids_BT, is_real_BT)
+    unmerge(adapted_model)
+    unmerged_BC = adapted_model(ids_BT, is_real_BT)
+layer = adapted_model.body.encoder["layer"][0].attention.self["query"]
+delta = layer.adapters["default"].delta().detach()
+back = (layer.weight + delta) - delta
+table(
+    ["", "largest difference from the wrapped model's logits"],
+    [
+        ["merged", f"{float((merged_BC - wrapped_BC).abs().max() / wrapped_BC.abs().max()):.1e}"],
+        ["unmerged", f"{float((unmerged_BC - wrapped_BC).abs().max()):.0e}"],
+    ],
+)
+
+# %% name="compare-unmerge" jupyter={"source_hidden": true}
+off = int((back != layer.weight).sum())
+compare(
+    unmerge_guess,
+    f"By subtraction, {off:,} of {back.numel():,} numbers of one layer come back changed in their last digits: a sum is rounded, and "
+    "subtraction does not undo the rounding. Merge and unmerge a thousand times, and the base drifts. The library keeps the "
+    "weights that it merged into, and puts *them* back: to the bit.",
+    "W, but for the last digits" if off else "W, to the bit",
+)
+
+# %% [markdown] name="two-tasks"
+# **Two tasks on one base.** A second task for the same model: did a critic write this sentence, or a viewer? (Critics' sentences come from
+# Rotten Tomatoes, viewers' are first sentences from IMDB reviews.) The base stays; each task has its own updates and its own head.
+
+
+# %% name="read-second-task"
+def first_sentences(split, count):
+    """First sentences of viewers' reviews, as long as critics' sentences are."""
+    found = (r.text.replace("<br />", " ").split(". ")[0].lower() for r in reviews_of(split, "imdb"))
+    return list(itertools.islice((text for text in found if 40 < len(text) < 200), count))
+
+
+def writers(split, critics, count):
+    """(text, 1 for a viewer and 0 for a critic), half of each."""
+    pairs = [(text, 1) for text in first_sentences(split, count // 2)] + [(r.text, 0) for r in critics[: count // 2]]
+    return [pairs[i] for i in torch.randperm(len(pairs), generator=seeded(5)).tolist()]
+
+
+writer_train, writer_test = writers("train", comparison.pool, 100), writers("test", comparison.tests, 200)
+shown = [
+    next(itertools.islice((t for t, label in writer_train if label == kind), n, None))
+    for n in (0, 1)
+    for kind in (0, 1)
+]
+Markdown("\n".join(f"- {who}: *{text}*" for who, text in zip(["critic", "viewer"] * 2, shown, strict=True)))
+
+# %% name="train-second-task"
+two = fresh_classifier()
+folder = Path(tempfile.mkdtemp())
+save_adapter(models["lora", 0], folder / "sentiment")  # trained in section 1
+load_adapter(two, folder / "sentiment", name="sentiment")
+apply(two, lora.strategy, name="writer", modules_to_save=["head"])
+fine_tune(two, [t for t, _ in writer_train], [label for _, label in writer_train], tokenizer, lora.training)
+save_adapter(two, folder / "writer")
+
+
+def skill(classifier, texts, labels):
+    ids_BT = pad(tokenizer.encode_all(texts), tokenizer.vocabulary, length=128).to(device)
+    with torch.no_grad(), autocast(device):
+        given_B = classifier(ids_BT, ids_BT != tokenizer.vocabulary.pad).argmax(1).cpu()
+    return 100 * float((given_B == torch.tensor(labels)).float().mean())
+
+
+asked = {
+    "sentiment": ([r.text for r in live_tests], [r.label for r in live_tests]),
+    "writer": ([t for t, _ in writer_test], [label for _, label in writer_test]),
+}
+skills = {}
+for name in ("sentiment", "writer", None):
+    switch(two, name)
+    skills[name] = {task: skill(two, *texts) for task, texts in asked.items()}
+table(
+    ["switched on", "sentiment, %", "critic or viewer, %"],
+    [[name or "none", *(f"{v:.1f}" for v in row.values())] for name, row in skills.items()],
+)
+
+# %% [markdown] name="switch-question"
+# **Predict.** Switch to and fro ten times. What is left in the outputs?
+
+# %% name="predict-switch"
+switch_guess = guess("After ten switches", ["exactly the same outputs", "a drift in the last digits"])
+display(switch_guess)
+
+# %% name="switch-ten-times"
+with torch.no_grad():
+    switch(two, "sentiment")
+    first_BC = two(ids_BT, is_real_BT)
+    for _ in range(10):
+        switch(two, "writer")
+        switch(two, "sentiment")
+    last_BC = two(ids_BT, is_real_BT)
+model_file = save_model(copy.deepcopy(base).cpu(), folder / "base") / "model.safetensors"
+sizes = {"the base": model_file.stat().st_size} | {
+    f"the adapter “{name}”": sum(f.stat().st_size for f in (folder / name).iterdir())
+    for name in ("sentiment", "writer")
+}
+display(table(["on disk", "MiB"], [[name, f"{size / MIB:.2f}"] for name, size in sizes.items()]))
+compare(
+    switch_guess,
+    f"{int((first_BC != last_BC).sum())} of {first_BC.numel()} logits differ. Nothing was added to the base and taken away again; another update stands "
+    f"beside it. On disk an adapter takes {sizes['the adapter “sentiment”'] / sizes['the base']:.1%} of the base: a hundred customers are "
+    f"{(sizes['the base'] + 100 * sizes['the adapter “sentiment”']) / sizes['the base']:.1f} bases, not a hundred and one.",
+    "exactly the same outputs" if torch.equal(first_BC, last_BC) else "a drift in the last digits",
+)
+
+# %% [markdown] name="prefix"
+# ## 6 A prefix that no words say
+#
+# A prefix is what a KV cache holds after reading some words, except that nobody wrote the words: keys and values in every layer, trained
+# directly. All of the text may look at it.
+#
+# **Predict.** The prefix that you trained has 16 positions; a sentence here has about 25 tokens. How much of the attention goes to the
+# prefix, averaged over layers, heads and tokens?
+
+# %% name="predict-attention"
+even = 16 / (16 + 25)
+attention_guess = guess_number("Share of the attention on the prefix", low=0, high=100, step=1, unit="percent")
+display(attention_guess)
+
+# %% name="measure-attention"
+with_prefix = models["prefix", 0]
+cache = prefix_cache(with_prefix)
+sentences = [r.text for r in live_tests[:12]]
+
+
+def attention_on_prefix(cache, texts):
+    """[L, H]: each head's share of attention on the prefix, over texts."""
+    shares = []
+    for text in texts:
+        ids = pad([tokenizer.encode(text)], tokenizer.vocabulary).to(device)
+        shares.append(
+            attention_weights(base.to(device), ids, cache)[:, 0, :, :, : cache[0][0].shape[2]].sum(-1).mean(-1)
+        )
+    return torch.stack(shares).mean(0).cpu().numpy()
+
+
+on_prefix_LH = 100 * attention_on_prefix(cache, sentences)
+untrained = fresh_classifier()
+apply(untrained, TRIALS["prefix"].strategy)
+at_start_LH = 100 * attention_on_prefix(prefix_cache(untrained), sentences)
+compare(
+    attention_guess,
+    f"{on_prefix_LH.mean():.0f} % on average (before training it was {at_start_LH.mean():.0f} %; an even share would be {100 * even:.0f} %). By layer: "
+    + ", ".join(f"{share:.0f}" for share in on_prefix_LH.mean(1))
+    + f" %; single heads reach from {on_prefix_LH.min():.0f} to {on_prefix_LH.max():.0f} %.",
+    float(on_prefix_LH.mean()),
+    near=7,
+)
+
+# %% [markdown] name="prefix-explorer-question"
+# Look for yourself. Which heads look at the prefix, and do all tokens of a sentence do so alike? Cut the prefix down with the slider:
+# is its first position as good as all sixteen? Set the length to 0, and see where those heads looked before.
+
+# %% name="explore-prefix"
+prefix_box = prefix_explorer(base, cache, sentences[:4], tokenizer)
+prefix_box
+
+# %% name="prefix-without-a-kernel"
+prefix_bench = PrefixBench(base, cache, sentences[:4], tokenizer)
+busiest = np.unravel_index(on_prefix_LH.argmax(), on_prefix_LH.shape)
+plots.show(
+    draw_prefix(prefix_bench.compute(length=16, layer=int(busiest[0]), head=int(busiest[1]))),
+    alt="A head's attention as a map over prefix and sentence, and each head's share on the prefix as bars.",
+)
+
+# %% [markdown] name="prefix-length-question"
+# **How long should it be, and why is it made by a network?** While it trains, the library does not train keys and values directly: a small
+# network makes them from a smaller table (section 4.3 of the paper), and is folded away afterwards. **Predict.** What happens without it, at
+# the same rate?
+
+# %% name="predict-network"
+network_guess = guess(
+    "Without the network, at the same learning rate, the loss after training is",
+    ["about the same", "clearly higher", "clearly lower"],
+)
+display(network_guess)
+
+# %% name="train-prefixes"
+prefix_trial = TRIALS["prefix"]
+bare, hot = replace(prefix_trial.strategy, hidden=None), 5 * prefix_trial.training.rate
+variants = {
+    f"length {n}": replace(prefix_trial, strategy=replace(prefix_trial.strategy, length=n)) for n in (1, 4, 64)
+} | {
+    "length 16, no network": replace(prefix_trial, strategy=bare),
+    "the same, 5 x the rate": replace(prefix_trial, strategy=bare, training=replace(prefix_trial.training, rate=hot)),
+}
+prefixes = {"length 16": (models["prefix", 0], tried["prefix"].n_trained, losses["prefix", 0][-1])}
+for name, trial in tqdm(variants.items(), desc="prefixes"):
+    done = adapted(trial, comparison.sample(LABELS, 0))
+    prefixes[name] = (done.classifier, done.applied.n_trained, done.losses[-1])
+for classifier, _, _ in prefixes.values():
+    fold(classifier)
+
+
+def reading_times(classifiers, rounds=7):
+    """Median seconds to judge 64 sentences; the models take turns, so that a busy moment hits all of them."""
+    ids_BT, is_real_BT, _ = one_batch(live_tests[:64])
+    took = {name: [] for name in classifiers}
+    for _ in range(rounds):
+        for name, classifier in classifiers.items():
+            began = time.perf_counter()
+            with torch.no_grad():
+                classifier(ids_BT, is_real_BT)
+            took[name].append(time.perf_counter() - began)
+    return {name: float(np.median(values[1:])) for name, values in took.items()}
+
+
+times = reading_times({"base": fresh_classifier().eval()} | {name: row[0] for name, row in prefixes.items()})
+order = ["length 1", "length 4", "length 16", "length 64", "length 16, no network", "the same, 5 x the rate"]
+table(
+    [
+        "prefix",
+        "numbers while training",
+        "numbers kept",
+        "loss of the last epoch",
+        "accuracy, %",
+        "time to read, base = 1",
+    ],
+    [
+        [
+            name,
+            f"{trained:,}",
+            f"{sum(t.numel() for k, t in adapter_state(classifier).items() if 'embedding' in k):,}",
+            f"{loss:.3f}",
+            f"{100 * is_right(classifier, live_tests).mean():.1f}",
+            f"{times[name] / times['base']:.2f}",
+        ]
+        for name in order
+        for classifier, trained, loss in [prefixes[name]]
+    ],
+)
+
+# %% name="compare-network" jupyter={"source_hidden": true}
+with_network, without, hotter = (
+    prefixes[name][2] for name in ("length 16", "length 16, no network", "the same, 5 x the rate")
+)
+gap = without - with_network
+compare(
+    network_guess,
+    f"With the network the loss is {with_network:.3f}, without it {without:.3f}, and {hotter:.3f} with it gone and five times the rate. Trained "
+    "directly, each number of a prefix moves by about the rate at a step; through the network one step moves all of them together. "
+    f"On a task this small the difference is {abs(gap):.3f} nats"
+    + (": the advice comes from longer runs of larger models, and here it hardly shows." if abs(gap) < 0.03 else ".")
+    + f" What is kept is the table of keys and values, so the network costs nothing later. Of the lengths, 1 reaches {prefixes['length 1'][2]:.3f} "
+    f"and 64 {prefixes['length 64'][2]:.3f}: look at the accuracies beside them, and at their intervals in section 1, before you pay for a longer one.",
+    "about the same" if abs(gap) < 0.03 else "clearly higher" if gap > 0 else "clearly lower",
+)
+
+# %% [markdown] name="moved"
+# ## 7 What moved, and what it costs to run
+#
+# BitFit trains biases alone. **Predict.** In which kind of bias does it move most, relative to how large those biases were?
+
+# %% name="predict-biases"
+bias_guess = guess(
+    "The largest relative change is in the biases of",
+    ["queries", "keys", "values", "feed-forward layers", "normalisations"],
+)
+display(bias_guess)
+
+# %% name="measure-biases"
+KINDS = {
+    "attention.self.query": "queries", "attention.self.key": "keys", "attention.self.value": "values",
+    "attention.output.dense": "attention's output", "intermediate.dense": "feed-forward layers", "output.dense": "feed-forward layers",
+    "LayerNorm": "normalisations",
+}  # fmt: skip
+by_kind = {}
+for name, parameter in models["bitfit", 0].body.named_parameters():
+    if name.endswith("bias"):
+        kind = next(words for part, words in KINDS.items() if part in name)
+        entry = by_kind.setdefault(kind, [0.0, 0.0])
+        entry[0] += float((parameter.detach().cpu() - originals[name].detach()).square().sum())
+        entry[1] += float(originals[name].detach().square().sum())
+relative = {kind: 100 * (moved / was) ** 0.5 for kind, (moved, was) in by_kind.items()}
+relative = dict(sorted(relative.items(), key=lambda item: -item[1]))
+plots.show(
+    plots.draw_bars(
+        list(relative),
+        list(relative.values()),
+        xlabel="length of the change, % of the biases' own length",
+        number="{:.1f}",
+    ),
+    alt="How far BitFit moved each kind of bias, relative to its length before.",
+)
+
+# %% name="compare-biases" jupyter={"source_hidden": true}
+first_kind = next(iter(relative))
+compare(
+    bias_guess,
+    f"Most: {first_kind} ({relative[first_kind]:.1f} %), least: {list(relative)[-1]} ({relative[list(relative)[-1]]:.1f} %). One of them is a "
+    f"trap: a key's bias adds the same number to a query's scores for *all* keys, and softmax does not see a common shift. Its true gradient "
+    f"is 0, and what moved the keys' biases by {relative['keys']:.1f} % is rounding, which Adam scales up to full steps.",
+    first_kind,
+)
+
+# %% [markdown] name="inference"
+# **And when it runs?** Merged LoRA, BitFit and full fine-tuning are the base with other numbers in it. Adapter layers and an unmerged
+# LoRA do more work at every call, and a prefix makes every text longer.
+
+
+# %% name="measure-inference"
+merged = copy.deepcopy(models["lora", 0])
+merge(merged)
+runners = {"base": fresh_classifier().eval()}
+runners |= {NAMES[name]: models[name, 0] for name in TRIALS} | {"LoRA, merged": merged}
+times = reading_times(runners)
+overhead = {name: 100 * seconds / times["base"] for name, seconds in times.items()}
+plots.show(
+    plots.draw_bars(
+        list(overhead),
+        list(overhead.values()),
+        references={"base": 100.0},
+        xlabel="time to read 64 sentences, % of the base's",
+        number="{:.0f}",
+    ),
+    alt="Time to read 64 sentences for every strategy, as a percentage of the base's.",
+)
+
+# %% [markdown] name="take"
+# ## 8 Take it with you
+#
+# A LoRA that is saved here has the layout of `peft`, the library that most people use, under the names that `transformers` gives the same
+# layers. If both are installed (`pip install "course-lib[interop]"`), the next cell opens your adapter there, on the same MiniLM, and
+# compares; then it goes the other way.
+
+# %% name="open-in-peft"
+take_rows = [["saved here", ", ".join(sorted(f.name for f in (folder / "sentiment").iterdir()))]]
+if importlib.util.find_spec("peft") and importlib.util.find_spec("transformers"):
+    import peft
+    import transformers
+
+    transformers.logging.set_verbosity_error()
+    transformers.logging.disable_progress_bar()
+    theirs = transformers.AutoModel.from_pretrained(folder / "base")
+    opened = peft.PeftModel.from_pretrained(theirs, folder / "sentiment").eval()
+    attention_mask = is_real_BT.long().cpu()
+    with torch.no_grad():
+        hidden_there = opened(input_ids=ids_BT.cpu(), attention_mask=attention_mask).last_hidden_state[
+            attention_mask.bool()
+        ]
+        switch(two, "sentiment")
+        hidden_here = two.body.encode(ids_BT, is_real_BT).cpu()[attention_mask.bool()]
+    gap = float((hidden_there - hidden_here).abs().max() / hidden_here.abs().max())
+    take_rows.append(["opened in peft: largest difference of a hidden state", f"{gap:.1e}"])
+    made_there = peft.get_peft_model(
+        transformers.AutoModel.from_pretrained(folder / "base"),
+        peft.LoraConfig(r=4, lora_alpha=12, target_modules=["query", "value"], init_lora_weights=False),
+    ).eval()
+    made_there.save_pretrained(folder / "made_there")
+    loaded = copy.deepcopy(base).cpu()
+    load_adapter(loaded, folder / "made_there")
+    with torch.no_grad():
+        hidden_there = made_there(input_ids=ids_BT.cpu(), attention_mask=attention_mask).last_hidden_state[
+            attention_mask.bool()
+        ]
+        hidden_here = loaded.encode(ids_BT.cpu(), is_real_BT.cpu())[attention_mask.bool()]
+    gap = float((hidden_there - hidden_here).abs().max() / hidden_here.abs().max())
+    take_rows.append(["made in peft, opened here: the same", f"{gap:.1e}"])
+else:
+    take_rows.append(["peft is not installed here", "pip install 'course-lib[interop]'"])
+table(["", ""], take_rows)
+
+# %% [markdown] name="exercises"
+# ## Exercises
+#
+# Five pieces of this chapter to write. Each check runs yours beside the library's, and says what is wrong in words; it hands your
+# function back if it is right, and the library's otherwise, so that you can go on either way.
+
+# %% [markdown] name="exercise-lora" tags=["exercise"]
+# ### Exercise 1: the forward pass of LoRA
+#
+# Write W x + b + (alpha / rank) B (A x) for every position of `x`, whose last axis is the channels in (there may be several axes
+# before it). `A_RI` has one row for each rank, `B_OR` one column. The rank is not handed in: read it off.
+#
+# <details><summary>Hint 1</summary>
+
+# <code>F.linear(x, weight, bias)</code> multiplies the last axis by <code>weight.T</code>, whatever stands before it.</details>
+# <details><summary>Hint 2</summary>
+
+# Two thin products, one after the other, cost less than one with B @ A. Which of the two matrices comes first?</details>
+
+
+# %% name="exercise-lora-code" tags=["exercise"]
+def my_lora_forward(x, weight_OI, bias_O, A_RI, B_OR, *, alpha):
+    ### BEGIN SOLUTION
+    rank = A_RI.shape[0]
+    return F.linear(x, weight_OI, bias_O) + alpha / rank * F.linear(F.linear(x, A_RI), B_OR)
+    ### END SOLUTION
+
+
+# %% name="exercise-lora-check" tags=["check"]
+lora_forward = checks.lora_forward(my_lora_forward)
+
+# %% [markdown] name="exercise-merge" tags=["exercise"]
+# ### Exercise 2: merge
+#
+# Return the one weight that does what the wrapped layer of exercise 1 does. The weight that you are given belongs to the base, which
+# others use: leave it alone.
+#
+# <details><summary>Hint 1</summary>
+
+# What shape must a change of <code>weight_OI</code> have, and which product of A and B has it?</details>
+# <details><summary>Hint 2</summary>
+
+# Only the update is scaled.</details>
+
+
+# %% name="exercise-merge-code" tags=["exercise"]
+def my_merge(weight_OI, A_RI, B_OR, *, alpha):
+    ### BEGIN SOLUTION
+    return weight_OI + alpha / A_RI.shape[0] * B_OR @ A_RI
+    ### END SOLUTION
+
+
+# %% name="exercise-merge-check" tags=["check"]
+merge_lora = checks.merge_lora(my_merge)
+
+# %% [markdown] name="exercise-count" tags=["exercise"]
+# ### Exercise 3: count before you build
+#
+# How many numbers does each strategy train in an encoder with BERT's layout? Give a whole number, from the dimensions alone, head and
+# embeddings' tables left out. `strategy` is one of
+#
+# - `"lora"`: updates of rank `rank` at query and value of every layer;
+# - `"prefix"`: keys and values at `length` positions (no network);
+# - `"adapter"`: two bottlenecks of width `bottleneck` in every block, each with two weights and two biases;
+# - `"bitfit"`: every bias: of a block's six linear layers and its two normalisations, and of the normalisation behind the embeddings.
+#
+# <details><summary>Hint 1</summary>
+
+# Draw one block: query, key, value and attention's output are <code>d_model</code> wide; the feed-forward layer goes to
+# <code>d_ff</code> and back.</details>
+# <details><summary>Hint 2</summary>
+
+# A bottleneck has <code>d_model x bottleneck</code> numbers down and as many up, and a bias for each channel that it writes.</details>
+# <details><summary>Hint 3</summary>
+
+# Do you want to see one? <code>apply(Encoder(config, head=False), BitFit())</code> prints its count; the check does just that.</details>
+
+
+# %% name="exercise-count-code" tags=["exercise"]
+def my_count(strategy, *, d_model, n_layers, d_ff, rank=8, length=16, bottleneck=32):
+    ### BEGIN SOLUTION
+    if strategy == "lora":
+        return n_layers * 2 * (rank * d_model + d_model * rank)
+    if strategy == "prefix":
+        return length * n_layers * 2 * d_model
+    if strategy == "adapter":
+        return n_layers * 2 * (2 * d_model * bottleneck + bottleneck + d_model)
+    per_block = 4 * d_model + d_model + d_ff + d_model + d_model
+    return n_layers * per_block + d_model
+    ### END SOLUTION
+
+
+# %% name="exercise-count-check" tags=["check"]
+count_trainable = checks.count_trainable(my_count)
+
+# %% [markdown] name="exercise-prefix" tags=["exercise"]
+# ### Exercise 4: attention with a prefix
+#
+# Queries `q_BHQD` look at the keys of the prefix and of the text, and mix the values of both. The prefix, `prefix_k_HPD` and
+# `prefix_v_HPD`, is the same for every row of the batch, and every query may see all of it. `may_attend_BQK` says who may look at whom in
+# the text alone (True where a query may look). Return the mixed values, [B, H, Q, D].
+#
+# <details><summary>Hint 1</summary>
+
+# <code>prefix.expand(n_rows, -1, -1, -1)</code> gives every row the same prefix, and <code>torch.cat</code> joins along one axis: which?</details>
+# <details><summary>Hint 2</summary>
+
+# The mask must grow by as many columns as the keys did, and on the same side.</details>
+# <details><summary>Hint 3</summary>
+
+# <code>attend(q, k, v, may_attend)</code> from <code>course_lib.layers</code> is yours to use.</details>
+
+
+# %% name="exercise-prefix-code" tags=["exercise"]
+def my_prefix_attention(q_BHQD, k_BHKD, v_BHKD, prefix_k_HPD, prefix_v_HPD, may_attend_BQK):
+    ### BEGIN SOLUTION
+    n_rows = len(q_BHQD)
+    k = torch.cat([prefix_k_HPD.expand(n_rows, -1, -1, -1), k_BHKD], dim=2)
+    v = torch.cat([prefix_v_HPD.expand(n_rows, -1, -1, -1), v_BHKD], dim=2)
+    may_attend = F.pad(may_attend_BQK, (prefix_k_HPD.shape[1], 0), value=True)
+    return attend(q_BHQD, k, v, may_attend)
+    ### END SOLUTION
+
+
+# %% name="exercise-prefix-check" tags=["check"]
+prefix_attention = checks.prefix_attention(my_prefix_attention)
+
+# %% [markdown] name="exercise-biases" tags=["exercise"]
+# ### Exercise 5: pick the biases
+#
+# BitFit trains the parameters called `bias`, those of normalisations among them, and nothing else. Return their full names, as
+# `named_parameters` gives them. Your function must work on models whose layers you have never seen; only look, and change nothing.
+#
+# <details><summary>Hint 1</summary>
+
+# <code>relative_attention_bias.weight</code> is no bias. Which part of a dotted name says what a parameter is?</details>
+# <details><summary>Hint 2</summary>
+
+# Neither the kind of layer nor the number of axes decides.</details>
+
+
+# %% name="exercise-biases-code" tags=["exercise"]
+def my_pick_biases(model):
+    ### BEGIN SOLUTION
+    return [name for name, _ in model.named_parameters() if name.split(".")[-1] == "bias"]
+    ### END SOLUTION
+
+
+# %% name="exercise-biases-check" tags=["check"]
+pick_biases = checks.pick_biases(my_pick_biases)
+
+# %% [markdown] name="clinic"
+# ## Bug clinic
+#
+# Eight pieces of code that look right and run, each with a mistake that is found in real repositories. Do not look for it by
+# reading: run the experiment below the code, decide from the numbers what must be wrong, then unfold the diagnosis. The
+# patients are the course's own decoder and encoder, on a real review.
+
+# %% name="clinic-models" tags=["clinic"] jupyter={"source_hidden": true}
+decoder, encoder = load_checkpoint("decoder"), load_checkpoint("encoder")
+course_tokens = course_tokenizer()
+review_BT = torch.tensor(
+    [[course_tokens.vocabulary.bos, *course_tokens.encode(reviews_of("dev", "imdb")[0].text)[:40]]]
+)
+
+
+def apart(some, other):
+    """The largest difference of two tensors, as a share of the largest value."""
+    return float((some - other).abs().max() / other.abs().max())
+
+
+def a_few_steps(model, steps=3, rate=1e-3):
+    """Train what is trainable of a decoder on the review."""
+    optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=rate, weight_decay=0.0)
+    for _ in range(steps):
+        logits_BTV = model(review_BT).logits
+        F.cross_entropy(logits_BTV[0, :-1], review_BT[0, 1:]).backward()
+        optimizer.step()
+        optimizer.zero_grad()
+    return model
+
+
+# %% [markdown] name="clinic-scale-story"
+# ### Patient 1: a merge
+#
+# “The update is scaled by alpha, divided by the dimension, so merge it that way.”
+
+# %% name="clinic-scale" tags=["clinic"]
+
+
+def patient_merged(weight_OI, update, alpha):
+    return weight_OI + alpha / weight_OI.shape[1] * update.B @ update.A
+
+
+def merged_and_wrapped(merge_weight, rank=4, alpha=8):
+    """How far a merged layer's output lies from the wrapped one's."""
+    torch.manual_seed(0)
+    layer = copy.deepcopy(encoder.encoder["layer"][0].attention.self["query"])
+    weight_OI = layer.weight.detach().clone()
+    apply(layer, LoRA(rank=rank, alpha=alpha))
+    update = layer.adapters["default"]
+    nn.init.normal_(update.B, std=0.1)  # as if it had been trained
+    x = torch.randn(20, weight_OI.shape[1])
+    with torch.no_grad():
+        return apart(F.linear(x, merge_weight(weight_OI, update, alpha), layer.bias), layer(x))
+
+
+# %% name="clinic-scale-experiment"
+table(
+    ["rank", "merged against wrapped"],
+    [[rank, f"{merged_and_wrapped(patient_merged, rank):.1%}"] for rank in (2, 4, 16, 64)],
+)
+
+# %% [markdown] name="clinic-scale-diagnosis"
+# <details><summary>Diagnosis</summary>
+#
+# The merged layer is another function than the one that was trained. The scale is <code>alpha / rank</code>, and here it was divided by
+# the width of the weight: most of the update is lost. No shape is wrong and nothing crashes; a model merged like this is nearly
+# the base again, and looks as if fine-tuning had not worked.
+# </details>
+
+# %% name="clinic-scale-cure" tags=["clinic"]
+
+
+def cured_merged(weight_OI, update, alpha):
+    return weight_OI + alpha / len(update.A) * update.B @ update.A
+
+
+# %% [markdown] name="clinic-zeros-story"
+# ### Patient 2: a start from nothing
+#
+# “The update must be zero at first, so start both matrices at zero.”
+
+# %% name="clinic-zeros" tags=["clinic"]
+
+
+def patient_start(update):
+    nn.init.zeros_(update.A)
+    nn.init.zeros_(update.B)
+
+
+def updates_after(start, steps):
+    """The length of all updates of a decoder's attention after some steps."""
+    model = copy.deepcopy(decoder)
+    apply(model, LoRA(rank=4, targets=["attn.c_attn"]))
+    updates = [m.adapters["default"] for m in model.modules() if isinstance(m, Conv1D) and hasattr(m, "adapters")]
+    for update in updates:
+        start(update)
+    a_few_steps(model, steps)
+    return float(sum(update.delta().detach().norm() for update in updates))
+
+
+# %% name="clinic-zeros-experiment"
+table(["steps", "length of the updates"], [[n, f"{updates_after(patient_start, n):.3f}"] for n in (1, 5, 20)])
+
+# %% [markdown] name="clinic-zeros-diagnosis"
+# <details><summary>Diagnosis</summary>
+#
+# It never leaves zero. The gradient of B holds A as a factor and the gradient of A holds B: with both at zero, both gradients are zero,
+# for ever. One of the two must be random. (With B = 0 the first step moves B alone, and A from the second on.)
+# </details>
+
+# %% name="clinic-zeros-cure" tags=["clinic"]
+
+
+def cured_start(update):
+    nn.init.kaiming_uniform_(update.A, a=5**0.5)
+    nn.init.zeros_(update.B)
+
+
+# %% [markdown] name="clinic-frozen-story"
+# ### Patient 3: what trains
+#
+# “Add the updates, make everything trainable that has to be, and hand it to the optimiser.”
+
+# %% name="clinic-frozen" tags=["clinic"]
+
+
+def patient_adapt(model):
+    apply(model, LoRA(rank=4))
+    for parameter in model.parameters():
+        parameter.requires_grad = True
+    return model
+
+
+def base_weights_changed(adapt):
+    """Of the base's weights, those that a few steps have changed."""
+    model = a_few_steps(adapt(copy.deepcopy(decoder)))
+    own = dict(model.named_parameters())
+    return sum(int((own[name] != before).sum()) for name, before in decoder.named_parameters())
+
+
+# %% name="clinic-frozen-experiment"
+Markdown(f"{base_weights_changed(patient_adapt):,} weights of the base have changed after three steps. The loss fell.")
+
+# %% [markdown] name="clinic-frozen-diagnosis"
+# <details><summary>Diagnosis</summary>
+#
+# This is full fine-tuning with a LoRA on top. It learns, even well; but the adapter that is saved afterwards holds only a part of what
+# was learned, and on a fresh base it gives another model. Count what is trainable before you train: <code>print(apply(...))</code>.
+# </details>
+
+# %% name="clinic-frozen-cure" tags=["clinic"]
+
+
+def cured_adapt(model):
+    apply(model, LoRA(rank=4))
+    return model
+
+
+# %% [markdown] name="clinic-twice-story"
+# ### Patient 4: a server
+#
+# “Merge when the model is loaded, so that it is fast.”
+
+# %% name="clinic-twice" tags=["clinic"]
+
+
+def patient_load(model):
+    for layer in model.modules():
+        if hasattr(layer, "adapters"):
+            delta_OI = layer.adapters["default"].delta()
+            layer.weight.data += delta_OI.T if isinstance(layer, Conv1D) else delta_OI
+    return model
+
+
+def served_against_trained(load):
+    """How far the logits of the loaded model lie from those of the one that was trained."""
+    trained = copy.deepcopy(decoder)
+    apply(trained, LoRA(rank=4))
+    a_few_steps(trained, steps=10)
+    with torch.no_grad():
+        wanted = trained(review_BT).logits
+        return apart(load(copy.deepcopy(trained))(review_BT).logits, wanted)
+
+
+# %% name="clinic-twice-experiment"
+Markdown(f"The served model's logits are off by {served_against_trained(patient_load):.1%} of the largest.")
+
+# %% [markdown] name="clinic-twice-diagnosis"
+# <details><summary>Diagnosis</summary>
+#
+# The update is in the weights now, and it still acts beside them: it counts twice. The same happens when a merged checkpoint is loaded and
+# merged again. Whoever merges must switch the update off, and remember that it is merged: <code>merge</code> does both, and refuses a
+# second time.
+# </details>
+
+# %% name="clinic-twice-cure" tags=["clinic"]
+
+
+def cured_load(model):
+    merge(model)
+    return model
+
+
+# %% [markdown] name="clinic-masked-story"
+# ### Patient 5: a prefix and its mask
+#
+# “The prefix makes the keys longer, so pad the mask to their length.”
+
+# %% name="clinic-masked" tags=["clinic"]
+
+
+def patient_mask(may_attend_BQK, length):
+    return F.pad(may_attend_BQK, (length, 0))
+
+
+def outputs_of_two_prefixes(pad_mask, length=6):
+    """How far apart an encoder's states are under two quite different prefixes."""
+    states = []
+    for seed in (1, 2):
+        shape = (encoder.config.n_layers, 2, 1, encoder.config.n_heads, length, encoder.config.d_head)
+        prefix = torch.randn(shape, generator=seeded(seed))
+        may_attend_BQK = torch.ones(1, 1, review_BT.shape[1], dtype=torch.bool)
+        with torch.no_grad():
+            states.append(
+                encoder(review_BT, pad_mask(may_attend_BQK, length), cache=[tuple(p) for p in prefix]).hidden_states[-1]
+            )
+    return apart(*states)
+
+
+# %% name="clinic-masked-experiment"
+Markdown(
+    f"Two prefixes that have nothing in common: the outputs differ by {outputs_of_two_prefixes(patient_mask):.1%}."
+)
+
+# %% [markdown] name="clinic-masked-diagnosis"
+# <details><summary>Diagnosis</summary>
+#
+# Padding a mask fills it with <code>False</code>: nobody may look at the prefix. It trains without an error and without a gradient, and
+# every length and every rate give the same result. <code>F.pad(..., value=True)</code>.
+# </details>
+
+# %% name="clinic-masked-cure" tags=["clinic"]
+
+
+def cured_mask(may_attend_BQK, length):
+    return F.pad(may_attend_BQK, (length, 0), value=True)
+
+
+# %% [markdown] name="clinic-positions-story"
+# ### Patient 6: generation with a prefix
+#
+# “With a cache, the next token stands where the text has come to.” In training, positions began behind the prefix.
+
+# %% name="clinic-positions" tags=["clinic"]
+
+
+def patient_position(n_read, prefix_length):
+    return n_read
+
+
+def loss_of_cached_reading(position, length=8):
+    """Nats per token that the model gives the review when it reads token by token with a cache, less those that it gives
+    when it reads all at once, as in training."""
+    model = copy.deepcopy(decoder)
+    apply(model, Prefix(length=length))
+    prefix = prefix_cache(model)
+    with torch.no_grad():
+        at_once_TV = model(review_BT).logits[0, :-1]
+        switch(model, None)  # the prefix comes in as the cache's first entries
+        cache, rows = prefix, []
+        for n in range(review_BT.shape[1] - 1):
+            position_BT = torch.tensor([[position(n, length)]])
+            output = model(review_BT[:, n : n + 1], position_BT=position_BT, cache=cache)
+            cache = output.cache
+            rows.append(output.logits[0])
+    by_token, wanted = (F.cross_entropy(rows_TV, review_BT[0, 1:]) for rows_TV in (torch.cat(rows), at_once_TV))
+    return float(by_token - wanted)
+
+
+# %% name="clinic-positions-experiment"
+Markdown(
+    f"Read token by token, the same text costs {loss_of_cached_reading(patient_position):+.4f} nats per token more than at once."
+)
+
+# %% [markdown] name="clinic-positions-diagnosis"
+# <details><summary>Diagnosis</summary>
+#
+# The same model, the same text, another loss: what it is asked in generation is not what it was trained for. In training the first token
+# of the text stood at position <code>length</code>, here it stands at 0. Count positions from the cache, the prefix included.
+# </details>
+
+# %% name="clinic-positions-cure" tags=["clinic"]
+
+
+def cured_position(n_read, prefix_length):
+    return prefix_length + n_read
+
+
+# %% [markdown] name="clinic-dropout-story"
+# ### Patient 7: dropout in the update
+#
+# “LoRA has a dropout of its own, on the input of A.”
+
+# %% name="clinic-dropout" tags=["clinic"]
+
+
+def patient_update(x, update, dropout=0.2):
+    return update.scale * F.linear(F.linear(F.dropout(x, dropout), update.A), update.B)
+
+
+def three_evaluations(update_of):
+    """The output of one layer's update for the same input, three times, in evaluation mode."""
+    layer = copy.deepcopy(encoder.encoder["layer"][0].attention.self["query"]).eval()
+    apply(layer, LoRA(rank=4))
+    update = layer.adapters["default"].eval()
+    nn.init.normal_(update.B, std=0.1, generator=seeded(1))
+    torch.manual_seed(0)
+    with torch.no_grad():
+        return [float(update_of(torch.ones(1, layer.in_features), update).sum()) for _ in range(3)]
+
+
+# %% name="clinic-dropout-experiment"
+table(
+    ["time", "sum of the update's outputs"],
+    [[n + 1, f"{v:.4f}"] for n, v in enumerate(three_evaluations(patient_update))],
+)
+
+# %% [markdown] name="clinic-dropout-diagnosis"
+# <details><summary>Diagnosis</summary>
+#
+# <code>F.dropout</code> drops unless it is told not to: <code>model.eval()</code> does not reach a function. And a merged model, which cannot
+# drop anything, then differs from the wrapped one. Hand <code>training=self.training</code> on, or use <code>nn.Dropout</code>.
+# </details>
+
+# %% name="clinic-dropout-cure" tags=["clinic"]
+
+
+def cured_update(x, update, dropout=0.2):
+    return update.scale * F.linear(F.linear(F.dropout(x, dropout, update.training), update.A), update.B)
+
+
+# %% [markdown] name="clinic-decay-story"
+# ### Patient 8: decay of what is trained
+#
+# “BitFit trains few numbers, so regularise them with a weight decay.”
+
+# %% name="clinic-decay" tags=["clinic"]
+
+
+def patient_bitfit_optimizer(model):
+    return torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-2, weight_decay=1.0)
+
+
+def biases_after(optimizer_of, steps=50):
+    """The length of all biases after steps without any gradient, as a share of what it was."""
+    model = copy.deepcopy(encoder)
+    apply(model, BitFit())
+    optimizer = optimizer_of(model)
+    trained = [p for p in model.parameters() if p.requires_grad]
+    before = sum(float(p.detach().square().sum()) for p in trained)
+    for parameter in trained:
+        parameter.grad = torch.zeros_like(parameter)
+    for _ in range(steps):
+        optimizer.step()
+    return (sum(float(p.detach().square().sum()) for p in trained) / before) ** 0.5
+
+
+# %% name="clinic-decay-experiment"
+Markdown(
+    f"After 50 steps without a gradient the biases have {biases_after(patient_bitfit_optimizer):.0%} of their length."
+)
+
+# %% [markdown] name="clinic-decay-diagnosis"
+# <details><summary>Diagnosis</summary>
+#
+# Decay pulls towards 0, and what was pre-trained is not near 0: it pulls the model *away* from its base. For LoRA's matrices decay
+# means "stay near the base", since their zero is the base; for biases and norms it means "forget". Vectors do not decay
+# (chapter 2): <code>optimizers.make_optimizer</code> sees to it.
+# </details>
+
+# %% name="clinic-decay-cure" tags=["clinic"]
+
+
+def cured_bitfit_optimizer(model):
+    optimizer = make_optimizer(model, weight_decay=1.0)
+    for group in optimizer.param_groups:
+        group["lr"] = 1e-2
+    return optimizer
+
+
+# %% [markdown] name="cures"
+# Each patient's cure stands in a cell beside its diagnosis. Here is every experiment once more, on patient and cure.
+
+# %% name="clinic-after" jupyter={"source_hidden": true}
+spread = lambda values: max(values) - min(values)
+cases = [
+    ["merged against wrapped", *(f"{merged_and_wrapped(f):.1e}" for f in (patient_merged, cured_merged))],
+    ["length of the updates after 5 steps", *(f"{updates_after(f, 5):.3f}" for f in (patient_start, cured_start))],
+    ["weights of the base that have changed", *(f"{base_weights_changed(f):,}" for f in (patient_adapt, cured_adapt))],
+    ["served against trained", *(f"{served_against_trained(f):.1e}" for f in (patient_load, cured_load))],
+    ["difference between two prefixes", *(f"{outputs_of_two_prefixes(f):.1%}" for f in (patient_mask, cured_mask))],
+    ["nats per token, by token less at once", *(f"{loss_of_cached_reading(f):+.4f}" for f in (patient_position, cured_position))],
+    ["spread of three evaluations", *(f"{spread(three_evaluations(f)):.4f}" for f in (patient_update, cured_update))],
+    ["length of the biases without a gradient", *(f"{biases_after(f):.0%}" for f in (patient_bitfit_optimizer, cured_bitfit_optimizer))],
+]  # fmt: skip
+after_table = table(["experiment", "patient", "cure"], cases)
+Markdown(f"<details><summary>Patients and cures</summary>\n\n{after_table.data}\n\n</details>")
+
+# %% [markdown] name="claims"
+# ## What is usually said
+#
+# “The source” is the text that this course grew out of; its figures were typed, not measured. The verdicts are computed from the figures
+# above.
+
+# %% name="claims-table" jupyter={"source_hidden": true}
+
+
+def verdict_on_share(setting, low, high):
+    hit = [name for name, row in shares.items() if setting in row and low / 1.5 <= row[setting] <= high * 1.5]
+    return f"holds for {', '.join(hit)} (within a factor of 1.5)" if hit else "holds for none of these models"
+
+
+def reach(setting):
+    values = [row[setting] for row in shares.values() if setting in row]
+    return f"{min(values):.2g} to {max(values):.2g} %"
+
+
+claims = [
+    ["LoRA trains about 0.1 % of a model.", "0.1 %", reach("LoRA, rank 8"), verdict_on_share("LoRA, rank 8", 0.1, 0.1)],
+    ["A prefix is about 0.1 % of a model.", "0.1 %", reach("prefix of 16"), verdict_on_share("prefix of 16", 0.1, 0.1)],
+    ["Adapter layers are 1 to 5 %.", "1 to 5 %", reach("adapter, 64 wide"), verdict_on_share("adapter, 64 wide", 1, 5)],
+    ["BitFit trains about 0.05 %.", "0.05 %", reach("BitFit"), verdict_on_share("BitFit", 0.05, 0.05)],
+    [
+        "LoRA needs a fraction of the memory.",
+        "as its share of parameters",
+        f"{1 - saved:.0%} of a step of full fine-tuning, gradients and optimiser state {grads_and_state['lora'] / grads_and_state['full']:.1%}",
+        "true of gradients and optimiser state, not of the whole" if saved < 0.9 else "holds here",
+    ],
+    [
+        "LoRA is as good as full fine-tuning.",
+        "equal curves",
+        f"{np.mean(by_labels['lora'][most]):.1f} against {np.mean(by_labels['full'][most]):.1f} % with {most:,} labels (recorded)",
+        "within two points"
+        if abs(np.mean(by_labels["lora"][most]) - np.mean(by_labels["full"][most])) < 2
+        else "not here",
+    ],
+    [
+        "LoRA costs nothing at inference.",
+        "no overhead",
+        f"unmerged {overhead['LoRA']:.0f} % of the base's time, merged {overhead['LoRA, merged']:.0f} %",
+        "true once it is merged" if overhead["LoRA, merged"] < 110 else "not measurable here: the machine was busy",
+    ],
+    [
+        "The change that a task needs has a low rank.",
+        "stated",
+        f"rank 8 keeps {kept_by_8:.0%} of the energy, and costs {lost:.1f} points",
+        "not in energy, but in effect" if kept_by_8 < 0.9 and lost < 3 else "see section 4",
+    ],
+]
+table(["claim", "the source", "measured here", "verdict"], claims)
+
+# %% [markdown] name="summary"
+# ## What to remember
+#
+# - A strategy is a patch on an unchanged base: small, with a name, reversible. Check three things: it starts as the base, it trains what it
+#   declares, it leaves the rest to the bit.
+# - A share of parameters belongs to a strategy *and* a model. It says what an adapter takes on disk, and what gradients and optimiser state
+#   take; not what a step takes.
+# - With few labels the strategies lie closer to each other than two samples do. Compare over seeds, or don't.
+# - alpha is a factor on the learning rate. Rank is capacity, and little of it is used.
+# - Merge by remembering, not by subtracting.
+# - A prefix is a KV cache that nobody wrote: mask and positions must know of it, in training and in generation alike.
+#
+# **Where it leads.** Chapter 4 takes one of these to a result that could be defended: leak-free data, intervals, mistakes read one by
+# one, and a decoder that does what it is told.
+#
+# ## References
+#
+# - LoRA: Hu et al., arXiv:2106.09685. Rank-stabilised scale: Kalajdzievski, arXiv:2312.03732. Intrinsic dimension: Aghajanyan et al.,
+#   arXiv:2012.13255.
+# - Prefix tuning: Li and Liang, arXiv:2101.00190. P-tuning v2: Liu et al., arXiv:2110.07602.
+# - Adapter layers: Houlsby et al., arXiv:1902.00751. BitFit: Ben Zaken et al., arXiv:2106.10199.
+# - All of them side by side: He et al., *Towards a unified view*, arXiv:2110.04366.
+# - MiniLM: Wang et al., arXiv:2002.10957. Head first, then the rest: Kumar et al., arXiv:2202.10054.
+#
+# In the library: `course_lib/peft/`, one file a strategy.
+
+# %% name="sweep-controls" tags=["remove-cell"] jupyter={"source_hidden": true}
+for box in (lora_box, prefix_box):
+    sweep(box)  # every control to its ends: fails if one of them shows an error
