@@ -90,8 +90,9 @@ class LanguageModel(nn.Module):
             raise ValueError(f"input_ids_BT has shape {tuple(input_ids_BT.shape)}: give [batch, length], not empty")
         end = start + input_ids_BT.shape[1]
         if end > self.config.max_len:
+            earlier = f" ({start} of it in the cache, or a prefix)" if start else ""
             raise ValueError(
-                f"sequence length {end} exceeds max_len {self.config.max_len}: shorten it or raise "
+                f"sequence length {end}{earlier} exceeds max_len {self.config.max_len}: shorten it or raise "
                 "TransformerConfig.max_len"
             )
         lowest, highest = (int(bound) for bound in torch.aminmax(input_ids_BT))

@@ -99,10 +99,10 @@ def model_files(
 
     Raises ValueError if the tokenizer has more tokens than the model, or for a model with adapters.
     """
-    if adapted := getattr(model, "_adaptation", None):
+    if any("adapters" in name.split(".") for name in model.state_dict()):
         raise ValueError(
-            f"the model has adapters ({', '.join(adapted.applied)}): save_adapter saves one of them; merge_and_unload "
-            "first makes one a part of the model"
+            "the model has adapters, which are no part of it: save_adapter saves one of them, and merge_and_unload "
+            "makes one a part of the model"
         )
     config = _config_of(model) | {"torch_dtype": str(dtype).removeprefix("torch.")}
     tensors = {name: tensor.to(dtype) for name, tensor in _weights_of(model).items()}

@@ -4,16 +4,22 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import load, save
 from torch import Tensor
 
 from course_lib.files import read_text
 
 
-def to_safetensors(tensors: Mapping[str, Tensor]) -> bytes:
-    """Tensors as the content of a safetensors file."""
-    return save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, metadata={"format": "pt"})
+def to_safetensors(tensors: Mapping[str, Tensor], **notes: str) -> bytes:
+    """Tensors as the content of a safetensors file, with notes that `read_notes` gives back."""
+    return save({name: t.detach().cpu().contiguous() for name, t in tensors.items()}, metadata={"format": "pt"} | notes)
+
+
+def read_notes(path: Path) -> dict[str, str]:
+    """The notes in a safetensors file that `read_tensors` reads."""
+    with safe_open(path, "pt") as file:
+        return file.metadata() or {}
 
 
 def read_tensors(path: Path) -> dict[str, Tensor]:

@@ -139,8 +139,8 @@ def predictions(
     Raises ValueError for no texts.
     """
     features_NE = torch.from_numpy(frozen_features(classifier.body, texts, tokenizer, batch_size=batch_size))
-    head = classifier.head
-    return F.linear(features_NE, head.weight.float().cpu(), head.bias.float().cpu()).softmax(-1).numpy()
+    logits_NC = classifier.head(features_NE.to(classifier.head.weight))
+    return logits_NC.float().softmax(-1).cpu().numpy()
 
 
 def _update(

@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from torch import nn
 
+from course_lib.peft.slots import is_added
 from course_lib.peft.strategy import Strategy
 
 
@@ -22,7 +23,7 @@ class BitFit(Strategy):
     kind: ClassVar[str] = "bitfit"
 
     def own_parameters(self, model: nn.Module) -> list[str]:
-        names = [name for name, _ in model.named_parameters() if is_bias(name)]
+        names = [name for name, _ in model.named_parameters() if is_bias(name) and not is_added(name)]
         if not names:
             raise ValueError(f"this {type(model).__name__} has no parameter called bias: take another strategy")
         return names

@@ -5,6 +5,7 @@ from typing import ClassVar
 
 from torch import nn
 
+from course_lib.peft.slots import is_added
 from course_lib.peft.strategy import Strategy
 
 
@@ -21,4 +22,4 @@ class Full(Strategy):
     keeps_base: ClassVar[bool] = False
 
     def own_parameters(self, model: nn.Module) -> list[str]:
-        return [name for name, _ in model.named_parameters()]
+        return [name for name, _ in model.named_parameters() if not is_added(name)]

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 
 from course_lib.peft.slots import Part
 from course_lib.peft.strategy import Strategy
-from course_lib.peft.targets import ALL_LINEAR, Targets, dimensions, find_targets, is_transposed
+from course_lib.peft.targets import ALL_LINEAR, Targets, check_pattern, dimensions, find_targets, is_transposed
 
 
 class LowRankUpdate(Part):
@@ -30,10 +30,10 @@ class LowRankUpdate(Part):
         nn.init.kaiming_uniform_(self.A, a=math.sqrt(5))  # as torch's Linear begins
 
     def after(self, x: Tensor, output: Tensor) -> Tensor:
-        inner_NR = F.linear(F.dropout(x, self.dropout, self.training), self.A.to(x.dtype)).flatten(0, -2)
+        inner_NR = F.linear(F.dropout(x, self.dropout, self.training), self.A.to(x.dtype)).reshape(-1, len(self.A))
         # one call for product, scale and sum: no second tensor of the output's size
-        output_NO = torch.addmm(output.flatten(0, -2), inner_NR, self.B.T.to(inner_NR.dtype), alpha=self.scale)
-        return output_NO.view_as(output)
+        flat_NO, B_RO = output.reshape(-1, len(self.B)), self.B.T.to(inner_NR.dtype)
+        return torch.addmm(flat_NO, inner_NR, B_RO, alpha=self.scale).view_as(output)
 
     def delta(self) -> Tensor:
         """[O, I]: what a merge adds to the weight."""
@@ -75,8 +75,10 @@ class LoRA(Strategy):
         for rank in (self.rank, *self.rank_pattern.values()):
             if not isinstance(rank, int) or rank < 1:
                 raise ValueError(f"rank is {rank!r}: give a whole number of at least 1, such as 8")
-        if not 0 < self.alpha < math.inf:
-            raise ValueError(f"alpha is {self.alpha}: give a number above 0, such as twice the rank")
+        for pattern in self.rank_pattern:
+            check_pattern(pattern)
+        if not isinstance(self.alpha, (int, float)) or not 0 < self.alpha < math.inf:
+            raise ValueError(f"alpha is {self.alpha!r}: give a number above 0, such as twice the rank")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"dropout is {self.dropout}: give a probability of at least 0 and below 1")
 
@@ -94,7 +96,10 @@ class LoRA(Strategy):
         for name, layer in found.items():
             if self.rank_of(name) > min(dimensions(layer)):
                 n_in, n_out = dimensions(layer)
-                raise ValueError(f"rank {self.rank_of(name)} at {name!r} is larger than its matrix, {n_out} x {n_in}")
+                raise ValueError(
+                    f"rank {self.rank_of(name)} at {name!r} is larger than its matrix, {n_out} x {n_in}: lower it, "
+                    "leave the layer out, or train it whole with modules_to_save"
+                )
         return {
             name: LowRankUpdate(*dimensions(layer), self.rank_of(name), self.scale_of(name), self.dropout)
             for name, layer in found.items()

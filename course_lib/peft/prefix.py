@@ -17,9 +17,10 @@ from torch.nn import functional as F
 
 from course_lib.model import Cache, Decoder, Encoder, EncoderDecoder, LanguageModel, TwoStream
 from course_lib.peft.slots import Part, parts_of
-from course_lib.peft.strategy import Strategy
+from course_lib.peft.strategy import Strategy, adaptation
 
 INIT_STD = 0.02
+NEEDED = ("num_hidden_layers", "num_attention_heads", "hidden_size", "max_position_embeddings")
 
 
 @dataclass(frozen=True)
@@ -47,6 +48,7 @@ class PrefixKeysValues(Part):
     def __init__(self, dimensions: Dimensions, length: int, hidden: int | None) -> None:
         super().__init__()
         self.dimensions, self.length, self.network = dimensions, length, None
+        self._hands_out = True  # whether the host's next output may hold the cache
         width = dimensions.n_heads * dimensions.d_head
         channels = dimensions.per_position
         if hidden is not None:
@@ -80,6 +82,14 @@ class PrefixKeysValues(Part):
         (self._into_ours if isinstance(host, LanguageModel) else self._into_theirs)(host, given, dtype)
         return (), given
 
+    def after(self, x: Tensor, output: Any) -> Any:
+        """Takes a cache that nobody has asked for out of the output: it would be handed in again."""
+        if not self._hands_out:
+            for name in ("cache", "past_key_values"):
+                if getattr(output, name, None) is not None:
+                    setattr(output, name, None)
+        return output
+
     def _into_ours(self, host: LanguageModel, given: dict[str, Any], dtype: torch.dtype) -> None:
         is_pair = isinstance(host, EncoderDecoder)
         if given.get("cache") is None:
@@ -97,8 +107,11 @@ class PrefixKeysValues(Part):
         name = _cache_argument(host)
         ids = given.get("input_ids") if given.get("input_ids") is not None else given["inputs_embeds"]
         cache = given.pop("past_key_values", None) if given.get(name) is None else given[name]
+        self._hands_out = cache is not None or bool(given.get("use_cache"))
         if cache is None:
             cache = _library_of(host).DynamicCache()
+        if "Static" in type(cache).__name__:
+            raise ValueError("a prefix needs a cache that grows, and this one is static: generate with another")
         if cache.get_seq_length() == 0:
             for layer, (k_BHPD, v_BHPD) in enumerate(self.cache(len(ids), dtype)):
                 cache.update(k_BHPD, v_BHPD, layer)
@@ -106,7 +119,9 @@ class PrefixKeysValues(Part):
         if given.get("attention_mask") is None:  # some encoders forget what stands before, unless a mask says it
             earlier = cache.get_seq_length() - self.length
             given["attention_mask"] = torch.ones(len(ids), earlier + ids.shape[1], dtype=torch.long, device=ids.device)
-        given["attention_mask"] = F.pad(given["attention_mask"], (self.length, 0), value=1)
+        mask = given["attention_mask"]
+        is_added_to_scores = mask.is_floating_point() and mask.dim() == 4  # then 0 says that a query may look
+        given["attention_mask"] = F.pad(mask, (self.length, 0), value=0 if is_added_to_scores else 1)
         if given.get("position_ids") is not None:
             given["position_ids"] = given["position_ids"] + self.length
         given.pop("cache_position", None)  # counted anew from the cache
@@ -157,11 +172,13 @@ class Prefix(Strategy):
         return {host: PrefixKeysValues(dimensions, self.length, self.hidden) for host, dimensions in found.items()}
 
 
-def fold(model: nn.Module, name: str = "default") -> None:
-    """Replace the network that makes a prefix by the keys and values that it makes, for use after training.
+def fold(model: nn.Module, name: str | None = None) -> None:
+    """Replace the network that makes a prefix by the keys and values that it makes, for use after training. name: of
+    the adapter, by default the active one.
 
     Raises ValueError where the model has no prefix of this name.
     """
+    name = adaptation(model).lookup(name).name
     prefixes = [part for part in parts_of(model, name).values() if isinstance(part, PrefixKeysValues)]
     if not prefixes:
         raise ValueError(f"adapter {name!r} is no prefix of this model: there is nothing to fold")
@@ -170,15 +187,16 @@ def fold(model: nn.Module, name: str = "default") -> None:
 
 
 @torch.no_grad()
-def prefix_cache(model: nn.Module, name: str = "default", length: int | None = None) -> Cache:
-    """The keys and values [1, H, P, D] of a model's prefix, or of its first `length` positions, as a cache.
+def prefix_cache(model: nn.Module, name: str | None = None) -> Cache:
+    """The keys and values [1, H, P, D] of a model's prefix, by default the active one, as a cache.
 
     Raises ValueError where the model has no prefix of this name, or not just one.
     """
+    name = adaptation(model).lookup(name).name
     prefixes = [part for part in parts_of(model, name).values() if isinstance(part, PrefixKeysValues)]
     if len(prefixes) != 1:
         raise ValueError(f"adapter {name!r} has {len(prefixes)} prefixes on this model: one can be handed out")
-    return [(k[:, :, :length], v[:, :, :length]) for k, v in prefixes[0].cache(1, prefixes[0].embedding.dtype)]
+    return prefixes[0].cache(1, prefixes[0].embedding.dtype)
 
 
 def prefix_hosts(model: nn.Module) -> Iterator[tuple[str, Dimensions]]:
@@ -187,17 +205,19 @@ def prefix_hosts(model: nn.Module) -> Iterator[tuple[str, Dimensions]]:
         if isinstance(module, (Decoder, Encoder, EncoderDecoder)) and not isinstance(module, TwoStream):
             c = module.config
             yield name, Dimensions(c.n_layers, c.n_heads, c.d_head, c.max_len)
-        elif getattr(module, "base_model", None) is module and not module.config.is_encoder_decoder:
+        elif getattr(module, "base_model", None) is module and _cache_argument(module):
             c = module.config
+            if c.is_encoder_decoder or not all(hasattr(c, key) for key in NEEDED):
+                continue
             heads = getattr(c, "num_key_value_heads", None) or c.num_attention_heads
             d_head = getattr(c, "head_dim", None) or c.hidden_size // c.num_attention_heads
             yield name, Dimensions(c.num_hidden_layers, heads, d_head, c.max_position_embeddings)
 
 
-def _cache_argument(host: nn.Module) -> str:
-    """What this version of transformers calls the cache."""
+def _cache_argument(host: nn.Module) -> str | None:
+    """What this version of transformers calls the cache; None for a model that takes none."""
     names = inspect.signature(host.forward).parameters
-    return "cache" if "cache" in names else "past_key_values"
+    return next((name for name in ("cache", "past_key_values") if name in names), None)
 
 
 def _library_of(host: nn.Module) -> Any:

@@ -7,7 +7,7 @@ of a Classifier, lies in a third file.
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from course_lib.files import write_folder
-from course_lib.model import Encoder, LanguageModel
+from course_lib.model import Decoder, LanguageModel
 from course_lib.peft.adapter import Adapter
 from course_lib.peft.bitfit import BitFit
 from course_lib.peft.full import Full
@@ -24,8 +24,8 @@ from course_lib.peft.prefix import Prefix, prefix_hosts
 from course_lib.peft.slots import is_added, parts_of
 from course_lib.peft.strategy import Applied, Strategy, adaptation, apply
 from course_lib.peft.switching import load_own, own_state
-from course_lib.peft.targets import dimensions, is_transposed
-from course_lib.weights import read_settings, read_tensors, to_safetensors
+from course_lib.peft.targets import exactly, is_transposed
+from course_lib.weights import read_notes, read_settings, read_tensors, to_safetensors
 
 CONFIG, WEIGHTS, OUTSIDE = "adapter_config.json", "adapter_model.safetensors", "outside_the_base.safetensors"
 KINDS = {"LORA": LoRA, "PREFIX_TUNING": Prefix, "ADAPTER": Adapter, "BITFIT": BitFit, "FULL": Full}
@@ -34,10 +34,17 @@ IN_FILE = {  # a part's parameter: what the file calls it
     "LORA": {"A": "lora_A.weight", "B": "lora_B.weight"},
     "ADAPTER": {name: name for name in ("down.weight", "down.bias", "up.weight", "up.bias")},
 }
-# what peft's LoRA can do besides; loading it without would compute something else
-PLAIN = {"use_dora": False, "bias": "none", "alpha_pattern": {}, "layer_replication": None, "lora_bias": False,
-         "trainable_token_indices": None, "target_parameters": None}  # fmt: skip
-CHANGE_THE_BASE = ("pissa", "olora", "loftq", "corda")  # peft's ways to begin that move the base's own weights
+# settings of peft's LoRA that are read here, or that change nothing in an adapter that has been trained; whatever else
+# is set there would compute something that the course's LoRA does not
+KNOWN = {
+    "peft_type", "task_type", "auto_mapping", "base_model_name_or_path", "revision", "peft_version",
+    "runtime_config", "inference_mode", "r", "lora_alpha", "lora_dropout", "use_rslora", "target_modules",
+    "exclude_modules", "rank_pattern", "fan_in_fan_out", "init_lora_weights", "modules_to_save",
+    "layers_to_transform", "layers_pattern", "megatron_config", "megatron_core", "loftq_config", "eva_config",
+    "corda_config", "lora_ga_config", "qalora_group_size", "ensure_weight_tying",
+}  # fmt: skip
+OFF = (None, False, "none", "", {}, [], 0)
+CHANGE_THE_BASE = ("pissa", "olora", "loftq", "corda", "lora_ga")  # ways to begin that move the base's own weights
 
 
 class BaseNames:
@@ -47,8 +54,10 @@ class BaseNames:
         ours = ((name, module) for name, module in model.named_modules() if isinstance(module, LanguageModel))
         self.place, self.base = next(ours, ("", model))
         names = [name for name, _ in model.named_modules()] + [name for name, _ in model.named_parameters()]
-        outward = {self.outward(name): name for name in names if not is_added(name)}
-        self._inward = {_bare(name): own for name, own in outward.items() if name} | outward
+        names = [name for name in names if not is_added(name)]
+        outward = {there: name for name in names if (there := self.outward(name)) is not None}
+        outside = {name: name for name in names if self.outward(name) is None}
+        self._inward = outside | {_bare(there): own for there, own in outward.items()} | outward
 
     def outward(self, name: str) -> str | None:
         """Its name there, None for what lies outside."""
@@ -60,7 +69,11 @@ class BaseNames:
 
     def inward(self, name: str) -> str | None:
         """Its name here, also where the file's model has a head around it or this one has; None where it is not."""
-        return self._inward.get(name) or self._inward.get(_bare(name))
+        return self._inward.get(name, self._inward.get(_bare(name)))
+
+    def in_file(self, host: str) -> str:
+        """What a module is called in a file, whether it lies in the base or outside."""
+        return host if self.outward(host) is None else self.outward(host)
 
 
 def save_adapter(model: nn.Module, folder: Path | str, name: str | None = None) -> Path:
@@ -76,7 +89,7 @@ def save_adapter(model: nn.Module, folder: Path | str, name: str | None = None) 
         tensors = {name: parts[host].keys_values() for name, host in _prompts(model).items()}
     else:
         tensors = {
-            f"{BEFORE_NAMES}{names.outward(host) or host}.{IN_FILE[kind][key]}": parameter
+            f"{BEFORE_NAMES}{names.in_file(host)}.{IN_FILE[kind][key]}": parameter
             for host, part in parts.items()
             for key, parameter in part.named_parameters()
         }
@@ -85,7 +98,8 @@ def save_adapter(model: nn.Module, folder: Path | str, name: str | None = None) 
     outside = {key: tensor for key, tensor in own.items() if not names.outward(key)}
     config = {"peft_type": kind, "inference_mode": True, "base_model_name_or_path": None}
     config |= _settings(applied, kind, model, names)
-    contents = {CONFIG: json.dumps(config, indent=2), WEIGHTS: to_safetensors(tensors)}
+    notes = {"outside": OUTSIDE} if outside else {}
+    contents = {CONFIG: json.dumps(config, indent=2), WEIGHTS: to_safetensors(tensors, **notes)}
     return write_folder(folder, contents | ({OUTSIDE: to_safetensors(outside)} if outside else {}))
 
 
@@ -97,24 +111,28 @@ def load_adapter(model: nn.Module, folder: Path | str, *, name: str = "default")
     """
     folder, names = Path(folder), BaseNames(model)
     config, tensors = read_settings(folder / CONFIG), read_tensors(folder / WEIGHTS)
-    outside = read_tensors(folder / OUTSIDE) if (folder / OUTSIDE).exists() else {}
+    outside = read_tensors(folder / OUTSIDE) if "outside" in read_notes(folder / WEIGHTS) else {}
     kind = config.get("peft_type")
     if kind not in KINDS:
         raise ValueError(f"{folder} holds an adapter of type {kind!r}: the course reads {', '.join(KINDS)}")
+    if kind == "LORA":
+        _check_plain(config)
     parts, own = _sorted_out(tensors, kind, names, model)
-    saved = [here for there in config.get("modules_to_save") or [] if (here := names.inward(there))]
-    saved += dict.fromkeys(key.rpartition(".")[0] for key in outside)
+    own |= outside
     try:
         strategy = _strategy_of(kind, config, parts)
     except KeyError as error:
         raise ValueError(f"{folder / CONFIG} does not say {error}: save the adapter again") from None
-    _check_shapes(model, kind, parts, own | outside, config)
+    declared = strategy.own_parameters(model)
+    saved = tuple(dict.fromkeys(key.rpartition(".")[0] for key in own if key not in declared))
+    _check_whole(parts, config, names)
+    _check_shapes(model, strategy, parts, own, declared, saved)
     applied = apply(model, strategy, name=name, modules_to_save=saved)
     with torch.no_grad():
         for host, part in parts_of(model, name).items():
             for key, parameter in part.named_parameters():
                 parameter.copy_(parts[host][key])
-    load_own(model, own | outside)
+    load_own(model, own)
     return applied
 
 
@@ -123,7 +141,7 @@ def _settings(applied: Applied, kind: str, model: nn.Module, names: BaseNames) -
     settings: dict[str, Any] = {"modules_to_save": saved or None}
     how, hosts = applied.strategy, list(parts_of(model, applied.name))
     if isinstance(how, LoRA):
-        ranks = {names.outward(host) or host: how.rank_of(host) for host in hosts}
+        ranks = {names.in_file(host): how.rank_of(host) for host in hosts}
         settings |= {
             "r": how.rank,
             "lora_alpha": how.alpha,
@@ -145,7 +163,7 @@ def _settings(applied: Applied, kind: str, model: nn.Module, names: BaseNames) -
             "encoder_hidden_size": fit.n_heads * fit.d_head,
             "num_transformer_submodules": 1,
             "prefix_projection": False,
-            "task_type": "FEATURE_EXTRACTION" if isinstance(names.base, Encoder) else "CAUSAL_LM",
+            "task_type": "CAUSAL_LM" if _is_causal(names.base) else "FEATURE_EXTRACTION",
         }
     elif isinstance(how, Adapter):
         settings |= {"bottleneck": how.bottleneck}
@@ -179,73 +197,72 @@ def _sorted_out(
 
 def _strategy_of(kind: str, config: Mapping[str, Any], parts: Mapping[str, Mapping[str, Tensor]]) -> Strategy:
     if kind == "LORA":
-        _check_plain(config)
         ranks = {host: len(part["A"]) for host, part in parts.items() if "A" in part}
         return LoRA(
             rank=config["r"],
             alpha=config["lora_alpha"],
-            dropout=config.get("lora_dropout", 0.0),
-            targets=list(ranks),
-            rank_stabilized=config.get("use_rslora", False),
-            rank_pattern={re.escape(host): rank for host, rank in ranks.items() if rank != config["r"]},
+            dropout=config.get("lora_dropout") or 0.0,
+            targets=exactly(ranks),
+            rank_stabilized=bool(config.get("use_rslora")),
+            rank_pattern={f"^{re.escape(host)}": rank for host, rank in ranks.items() if rank != config["r"]},
         )
     if kind == "PREFIX_TUNING":
         return Prefix(length=config["num_virtual_tokens"], hidden=None)
-    return Adapter(config["bottleneck"], targets=list(parts)) if kind == "ADAPTER" else KINDS[kind]()
+    return Adapter(config["bottleneck"], targets=exactly(parts)) if kind == "ADAPTER" else KINDS[kind]()
 
 
 def _check_plain(config: Mapping[str, Any]) -> None:
-    for name, value in PLAIN.items():
-        if config.get(name) not in (value, None):
-            raise ValueError(f"the adapter's {name} is {config[name]!r}: the course's LoRA has {value!r} alone")
+    for name, value in config.items():
+        if name not in KNOWN and value not in OFF:
+            raise ValueError(f"the adapter's {name} is {value!r}: the course's LoRA does not have that")
     begun = str(config.get("init_lora_weights"))
     if begun.lower().startswith(CHANGE_THE_BASE):
         raise ValueError(f"the adapter began as {begun!r}, which changes the base: save it converted to plain LoRA")
 
 
+def _check_whole(parts: Mapping[str, Any], config: Mapping[str, Any], names: BaseNames) -> None:
+    """Refuses a file that lacks the update of a layer that its settings name in full."""
+    targets = config.get("target_modules") or []
+    for target in [] if isinstance(targets, str) else sorted(targets):
+        here = names.inward(target)
+        if here is not None and names.in_file(here) == target and here not in parts:
+            raise ValueError(f"the adapter lacks the update of {target}, which its settings name: save it again")
+
+
 def _check_shapes(
     model: nn.Module,
-    kind: str,
+    strategy: Strategy,
     parts: Mapping[str, Mapping[str, Tensor]],
     own: Mapping[str, Tensor],
-    config: Mapping[str, Any],
+    declared: Sequence[str],
+    saved: tuple[str, ...],
 ) -> None:
-    wrong = [*_wrong_parts(model, kind, parts, config)]
+    """Refuses tensors that do not fit what the strategy would put on this model, or train of it."""
+    with torch.device("meta"):
+        fresh = strategy.parts(model, saved)
+    wanted = {_label(host, key): p for host, part in fresh.items() for key, p in part.named_parameters()}
+    given = {_label(host, key): tensor for host, part in parts.items() for key, tensor in part.items()}
     parameters = dict(model.named_parameters())
-    for key, tensor in own.items():
-        if key not in parameters or parameters[key].shape != tensor.shape:
-            here = f"is {_by(parameters[key])}" if key in parameters else "is not there"
-            wrong.append(f"{key} is {_by(tensor)} in the file and here {here}")
+    wanted |= {key: parameters[key] for key in (*declared, *own) if key in parameters}
+    given |= own
+    wrong = []
+    for key in sorted(wanted.keys() | given.keys()):
+        there, here = (_by(tensors[key]) if key in tensors else None for tensors in (given, wanted))
+        if there != here:
+            wrong.append(f"{key} is {there or 'missing'} in the file and here {here or 'has no place'}")
     if wrong:
         more = f" (and {len(wrong) - 3} more)" if len(wrong) > 3 else ""
-        raise ValueError(f"the adapter was made for another base: {'; '.join(wrong[:3])}{more}")
+        raise ValueError(f"the adapter was made for another base, or is damaged: {'; '.join(wrong[:3])}{more}")
 
 
-def _wrong_parts(
-    model: nn.Module, kind: str, parts: Mapping[str, Mapping[str, Tensor]], config: Mapping[str, Any]
-) -> Iterable[str]:
-    if kind == "PREFIX_TUNING":
-        hosts = dict(prefix_hosts(model))
-        if missing := set(hosts) - set(parts):
-            yield f"it holds no prefix for {min(missing) or 'the model'}"
-        for host, part in parts.items():
-            fit, wanted = hosts[host], (config["num_virtual_tokens"], hosts[host].per_position)
-            if tuple(part["embedding"].shape) != wanted:
-                yield (
-                    f"the prefix is {_by(part['embedding'])}, and {fit.n_layers} layers with {fit.n_heads} heads of "
-                    f"{fit.d_head} channels take {' x '.join(map(str, wanted))}"
-                )
-        return
-    for host, part in parts.items():
-        if missing := set(IN_FILE[kind]) - set(part):
-            yield f"{host} lacks {min(missing)}"
-            continue
-        n_in, n_out = dimensions(model.get_submodule(host))
-        rows, columns = (part["A"], part["B"]) if kind == "LORA" else (part["down.weight"], part["up.weight"])
-        n_in = n_in if kind == "LORA" else n_out
-        if (rows.shape[1], columns.shape[0]) != (n_in, n_out):
-            there = f"takes {rows.shape[1]} and gives {columns.shape[0]} channels there"
-            yield f"{host} {there}, and here {n_in} and {n_out}"
+def _label(host: str, key: str) -> str:
+    return f"the prefix of {host or 'the model'}" if key == "embedding" else f"{host}.{key}"
+
+
+def _is_causal(base: nn.Module) -> bool:
+    if isinstance(base, LanguageModel):
+        return isinstance(base, Decoder)
+    return any(getattr(module, "is_causal", False) for module in base.modules())
 
 
 def _prompts(model: nn.Module) -> dict[str, str]:
@@ -254,9 +271,9 @@ def _prompts(model: nn.Module) -> dict[str, str]:
     return {f"{host}.{PROMPT}" if number else PROMPT: host for number, host in enumerate(hosts)}
 
 
-def _bare(name: str | None) -> str:
+def _bare(name: str) -> str:
     """A name without the name of the model inside a model with a head."""
-    return re.sub(r"^(transformer|bert|roformer|model)\.", "", name or "")
+    return re.sub(r"^(transformer|bert|roformer|model)\.", "", name)
 
 
 def _by(tensor: Tensor) -> str:

@@ -16,8 +16,8 @@ class Part(nn.Module):
         """The arguments that the host is called with instead."""
         return args, kwargs
 
-    def after(self, x: Tensor, output: Tensor) -> Tensor:
-        """What the host gives back instead of its own output for `x`."""
+    def after(self, x: Tensor, output: Any) -> Any:
+        """What the host gives back instead of its own output for `x`, its first argument."""
         return output
 
 
@@ -27,7 +27,7 @@ class Slot(nn.ModuleDict):
     def __init__(self) -> None:
         super().__init__()
         self.active: str | None = None
-        self.handle: Any = None
+        self.handles: list[Any] = []
 
     @property
     def acting(self) -> Part | None:
@@ -39,10 +39,10 @@ def plug_in(host: nn.Module, name: str, part: Part) -> None:
     if not hasattr(host, PLACE):
         slot = Slot()
         host.add_module(PLACE, slot)
-        if type(part).before is Part.before:
-            slot.handle = host.register_forward_hook(_after)
-        else:
-            slot.handle = host.register_forward_pre_hook(_before, with_kwargs=True)
+        slot.handles = [
+            host.register_forward_pre_hook(_before, with_kwargs=True),
+            host.register_forward_hook(_after, with_kwargs=True),
+        ]
     getattr(host, PLACE)[name] = part.train(host.training)
 
 
@@ -52,8 +52,14 @@ def pull_out(host: nn.Module, name: str) -> None:
     slot.active = None if slot.active == name else slot.active
     del slot[name]
     if not len(slot):
-        slot.handle.remove()
+        for handle in slot.handles:
+            handle.remove()
         delattr(host, PLACE)
+
+
+def is_name(name: str) -> bool:
+    """Whether an adapter can be called so: a ModuleDict's own attributes and dots are taken."""
+    return bool(name) and "." not in name and not hasattr(Slot(), name)
 
 
 def slots_of(model: nn.Module) -> dict[str, Slot]:
@@ -72,11 +78,13 @@ def is_added(name: str) -> bool:
 
 
 # functions of the module, not closures: a copy of the model then works on its own parts
-def _after(host: nn.Module, args: tuple, output: Tensor) -> Tensor:
-    part = getattr(host, PLACE).acting
-    return output if part is None else part.after(args[0], output)
-
-
 def _before(host: nn.Module, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]] | None:
     part = getattr(host, PLACE).acting
-    return None if part is None else part.before(host, args, kwargs)
+    return None if part is None or type(part).before is Part.before else part.before(host, args, kwargs)
+
+
+def _after(host: nn.Module, args: tuple, kwargs: dict[str, Any], output: Any) -> Any:
+    part = getattr(host, PLACE).acting
+    if part is None or type(part).after is Part.after:
+        return output
+    return part.after(args[0] if args else next(iter(kwargs.values())), output)

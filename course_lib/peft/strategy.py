@@ -11,7 +11,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor, nn
 
-from course_lib.peft.slots import Part, is_added, plug_in, slots_of
+from course_lib.peft.slots import Part, Slot, is_added, is_name, plug_in, slots_of
 from course_lib.peft.targets import matches
 
 STATE = "_adaptation"  # the attribute of a model that holds its Adaptation
@@ -106,6 +106,7 @@ def apply(
         raise TypeError(f"strategy is {strategy!r:.60}: give one such as LoRA(rank=8)")
     state = getattr(model, STATE, None) or Adaptation(_trained(model))
     _check_room(state, strategy, name)
+    _check_whole(model)
     saved = _modules_named(model, modules_to_save)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -116,7 +117,8 @@ def apply(
     for host, part in parts.items():
         plug_in(model.get_submodule(host), name, part.to(next(model.parameters()).device))
     added = [key for key, _ in model.named_parameters() if key not in before]
-    whole = [key for key in before if any(key.startswith(f"{module}.") for module in saved)]
+    tensors = {id(p) for module in saved for p in model.get_submodule(module).parameters()}  # tied ones among them
+    whole = [key for key, p in model.named_parameters() if id(p) in tensors and not is_added(key)]
     trained = tuple(key for key, _ in model.named_parameters() if key in {*added, *own, *whole})
     sizes = {key: p.numel() for key, p in model.named_parameters()}
     others = sum(sizes[key] for other in state.applied.values() for key in other.trained if is_added(key))
@@ -161,7 +163,7 @@ def _exchange(model: nn.Module, state: Adaptation, name: str | None) -> None:
             own[key].copy_(state.kept[None][key])
     if name is not None and state.applied[name].strategy.keeps_base:
         for key in own.keys() & set(state.applied[name].trained):
-            state.kept[None].setdefault(key, own[key].detach().clone())
+            state.kept[None][key] = own[key].detach().clone()
             if key in state.kept.get(name, {}):
                 own[key].copy_(state.kept[name][key])
             state.kept.get(name, {}).pop(key, None)
@@ -181,8 +183,8 @@ def _trained(model: nn.Module) -> frozenset[str]:
 
 
 def _check_room(state: Adaptation, strategy: Strategy, name: str) -> None:
-    if not name or "." in name:
-        raise ValueError(f"name is {name!r}: give a word without dots, such as 'sentiment'")
+    if not is_name(name):
+        raise ValueError(f"name is {name!r}: give another word, without dots, such as 'sentiment'")
     if name in state.applied:
         raise ValueError(f"the model has an adapter {name!r} already: remove it first, or give this one another name")
     if state.unmerged:
@@ -191,6 +193,17 @@ def _check_room(state: Adaptation, strategy: Strategy, name: str) -> None:
         raise ValueError(
             "full fine-tuning changes the weights that other adapters stand on: load the model again for it"
         )
+
+
+def _check_whole(model: nn.Module) -> None:
+    """Refuses a model of which a part has been adapted by itself, or that is a part of one that has been."""
+    if any(hasattr(module, STATE) for module in model.modules() if module is not model):
+        raise ValueError("a part of this model has adapters of its own: apply all of them to the same module")
+    if not hasattr(model, STATE) and slots_of(model):
+        raise ValueError("this model is a part of one that has adapters: apply all of them to the same module")
+    if any(is_added(f"{name}") and not is_added(name.rpartition(".")[0]) and not isinstance(module, Slot)
+           for name, module in model.named_modules()):  # fmt: skip
+        raise ValueError("this model has a module called adapters of its own, a name that is needed here: rename it")
 
 
 def _modules_named(model: nn.Module, ends: Sequence[str]) -> tuple[str, ...]:

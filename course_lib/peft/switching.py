@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from course_lib.peft.lora import LoRA, LowRankUpdate, add_delta
 from course_lib.peft.slots import PLACE, is_added, parts_of, pull_out
 from course_lib.peft.strategy import STATE, Adaptation, Applied, adaptation, apply, switch
+from course_lib.peft.targets import exactly
 
 NOT_MERGED = {
     "prefix": "a prefix is keys and values, and no weight holds those",
@@ -106,13 +107,13 @@ def combine(model: nn.Module, weights: Mapping[str, float], name: str) -> Applie
         for host, update in parts_of(model, source).items():
             summed.setdefault(host, []).append((update, weight))
     ranks = {host: sum(len(update.A) for update, _ in updates) for host, updates in summed.items()}
-    pattern = {re.escape(host): rank for host, rank in ranks.items()}
+    pattern = {f"^{re.escape(host)}": rank for host, rank in ranks.items()}
     most = max(ranks.values())
     first = next(iter(weights))
     own = {key: tensor.clone() for key, tensor in own_state(model, first).items()}
     saved = state.lookup(first).modules_to_save
     applied = apply(
-        model, LoRA(most, alpha=most, targets=list(ranks), rank_pattern=pattern), name=name, modules_to_save=saved
+        model, LoRA(most, alpha=most, targets=exactly(ranks), rank_pattern=pattern), name=name, modules_to_save=saved
     )
     for host, update in parts_of(model, name).items():
         update.become_sum_of(summed[host])

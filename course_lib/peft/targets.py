@@ -1,9 +1,9 @@
 """Which layers of a model a strategy changes: linear layers by name, by pattern, or all of them."""
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
-from torch import nn
+from torch import Tensor, nn
 
 from course_lib.peft.slots import is_added
 
@@ -47,6 +47,23 @@ def matches(name: str, targets: Targets) -> bool:
     return any(name == target or name.endswith(f".{target}") for target in targets)
 
 
+def exactly(names: Iterable[str]) -> str:
+    """Targets that mean these names and no longer ones that end alike.
+
+    >>> matches("1.0", exactly(["0"])), matches("0", exactly(["0"]))
+    (False, True)
+    """
+    return "|".join(map(re.escape, names))
+
+
+def check_pattern(pattern: str) -> None:
+    """Raises ValueError for what is no regular expression."""
+    try:
+        re.compile(pattern)
+    except re.error as error:
+        raise ValueError(f"{pattern!r} is no regular expression ({error}): give names in a list, ['query']") from None
+
+
 def find_targets(
     model: nn.Module,
     targets: Targets,
@@ -54,18 +71,22 @@ def find_targets(
     fits: Callable[[nn.Module], bool] = is_linear,
     excluded: Sequence[str] = (),
 ) -> dict[str, nn.Module]:
-    """{name: module} of what `targets` mean; "all-linear" means every linear layer but those that are tied to an
-    embedding or lie in a module named in `excluded`.
+    """{name: module} of what `targets` mean; "all-linear" means every linear layer but a language model's output layer,
+    those that cannot be adapted (`why_not`), and those in a module named in `excluded`.
 
     Raises ValueError, naming the candidates, where nothing is meant or what is meant does not fit.
     """
+    if isinstance(targets, str):
+        check_pattern(targets)
     modules = {name: module for name, module in model.named_modules() if not is_added(name)}
     inside = [name for name in modules if matches(name, list(excluded))]
     modules = {n: m for n, m in modules.items() if not any(n == name or n.startswith(f"{name}.") for name in inside)}
     if targets == ALL_LINEAR:
-        found = {name: m for name, m in modules.items() if fits(m) and why_not(model, name) is None}
+        output = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
+        fitting = {name: m for name, m in modules.items() if fits(m) and m is not output}
+        found = {name: m for name, m in fitting.items() if why_not(model, name) is None}
     else:
-        found = {name: module for name, module in modules.items() if name and matches(name, targets)}
+        found = {name: m for name, m in modules.items() if matches(name, targets) and (name or fits(m))}
     wrong = [name for name, module in found.items() if not fits(module)]
     if not found or wrong:
         said = (
@@ -89,11 +110,13 @@ def why_not(model: nn.Module, name: str) -> str | None:
     module, parent = model.get_submodule(name), model.get_submodule(name.rpartition(".")[0])
     if isinstance(parent, nn.MultiheadAttention):
         return "lies in torch's MultiheadAttention, which reads its weight and never calls it: nothing would act"
-    tied = next((other for other, m in model.named_modules() if _is_tied(m, module)), None)
+    if "weight" not in dict(module.named_parameters(recurse=False)):
+        return "has a weight that is computed from others (a parametrisation): adapt a plain layer"
+    tied = next((other for other, m in model.named_modules() if m is not module and _weight(m) is module.weight), None)
     if tied is not None:
-        return f"shares its weight with the embedding {tied!r}, which a merge would change too: leave it out"
+        return f"shares its weight with {tied!r}, which a merge would change too: leave it out"
     return None
 
 
-def _is_tied(embedding: nn.Module, module: nn.Module) -> bool:
-    return isinstance(embedding, nn.Embedding) and embedding.weight is module.weight
+def _weight(module: nn.Module) -> Tensor | None:
+    return dict(module.named_parameters(recurse=False)).get("weight")

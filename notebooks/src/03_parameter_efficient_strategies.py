@@ -925,11 +925,11 @@ for name, parameter in models["bitfit", 0].body.named_parameters():
 relative = {kind: 100 * (moved / was) ** 0.5 for kind, (moved, was) in by_kind.items()}
 relative = dict(sorted(relative.items(), key=lambda item: -item[1]))
 plots.show(
-    plots.draw_bars(
-        list(relative),
-        list(relative.values()),
-        xlabel="length of the change, % of the biases' own length",
+    plots.draw_dots(
+        {kind: {"change": share} for kind, share in relative.items()},
+        log_x=True,
         number="{:.1f}",
+        xlabel="length of the change, % of the biases' own length (log scale)",
     ),
     alt="How far BitFit moved each kind of bias, relative to its length before.",
 )
