@@ -12,6 +12,7 @@ from unittest import mock
 import pytest
 import torch
 from bad_input_models import REFUSED_MODELS
+from bad_input_peft import REFUSED_STRATEGIES
 
 from course_lib import data, masks, objectives
 from course_lib.data import PretrainingDataset, frequency_weights, identity, pack, pad, read_own_texts, reviews_of
@@ -223,6 +224,7 @@ REFUSED = [
     ("dataset with a negative seed", dataset(seed=-1), "whole numbers from 0 up"),
     ("batch before the first", lambda folder: dataset()(folder).batch(-1), "batch number is -1: batches count from 0"),
     *REFUSED_MODELS,
+    *REFUSED_STRATEGIES,
 ]
 
 
