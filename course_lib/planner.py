@@ -56,6 +56,10 @@ class LlamaSkeleton(nn.Module):
         self.norm = nn.RMSNorm(a.d_model)
         self.lm_head = nn.Linear(a.d_model, a.vocab_size, bias=False)
 
+    def get_output_embeddings(self) -> nn.Linear:
+        """The output layer, by the name that models of transformers have for it."""
+        return self.lm_head
+
     @staticmethod
     def _block(a: Architecture, narrow: int) -> nn.ModuleDict:
         def linear(n_in: int, n_out: int) -> nn.Linear:
@@ -105,6 +109,10 @@ def trained_parameters(architecture: Architecture, strategy: Strategy) -> tuple[
     if isinstance(strategy, Prefix):  # the skeleton of a Llama takes no keys and values: count them
         if strategy.hidden is not None:
             raise ValueError("hidden is a width of the network that makes a prefix, which is folded away: give None")
+        if strategy.length >= architecture.max_len:
+            raise ValueError(
+                f"length is {strategy.length}: the model has {architecture.max_len} positions, leave some to the text"
+            )
         added = strategy.length * architecture.prefix_dimensions.per_position
         return added, added + sum(parameter.numel() for parameter in model.parameters())
     applied = apply(model, strategy)

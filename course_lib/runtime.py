@@ -77,7 +77,7 @@ def matmul_rate(dtype: torch.dtype, device: torch.device, size: int = 768, repea
     left, right = torch.randn(2, size, size, generator=generator).to(device, dtype)
     fastest = float("inf")
     for _ in range(repeats):
-        _wait_for(device)
+        wait_for(device)
         start = time.perf_counter()
         (left @ right).sum().item()
         fastest = min(fastest, time.perf_counter() - start)
@@ -157,6 +157,7 @@ def describe_machine() -> dict[str, str | int]:
     }
 
 
-def _wait_for(device: torch.device) -> None:
+def wait_for(device: torch.device) -> None:
+    """Wait until the device has done what it was given, so that a clock shows how long that took."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)

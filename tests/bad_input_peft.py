@@ -72,7 +72,7 @@ REFUSED_STRATEGIES = [
     ("folding no prefix", on_decoder(LoRA(2), act=peft.fold), "is no prefix of this model"),
     ("adapter of another base", from_another_base, ("made for another base", "32", "16")),
     ("adapter not there", lambda folder: peft.load_adapter(Decoder(SMALL), folder), "adapter_config.json is not there"),
-    ("spectrum cut to nothing", lambda _: spectrum(nn.Linear(2, 2).weight.detach()).truncated(0), "rank is 0"),
+    ("spectrum cut to nothing", lambda _: spectrum(nn.Linear(2, 2).weight.detach()).truncated(-1), "rank is -1"),
     (
         "biases of Llama",
         lambda _: trained_parameters(ARCHITECTURES["Llama-2-7B"], BitFit()),

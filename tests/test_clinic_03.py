@@ -26,6 +26,8 @@ def test_a_base_that_is_left_trainable_changes_and_a_frozen_one_does_not(chapter
 
 def test_an_update_that_is_merged_and_still_acts_counts_twice(chapter):
     assert chapter["served_against_trained"](chapter["patient_load"]) > 0.02
+    assert chapter["what_was_added"](chapter["patient_load"]) == pytest.approx(2, rel=1e-3)
+    assert chapter["what_was_added"](chapter["cured_load"]) == pytest.approx(1, rel=1e-3)
     assert chapter["served_against_trained"](chapter["cured_load"]) < 1e-5
 
 

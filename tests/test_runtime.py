@@ -7,12 +7,14 @@ import numpy as np
 import pytest
 import torch
 from oracles import within_binomial
+from torch.utils.checkpoint import checkpoint
 
 from course_lib import runtime
 from course_lib.runtime import (
     autocast,
     describe_machine,
     fast_dtype,
+    kept_for_backward,
     matmul_rate,
     peak_memory,
     pick_device,
@@ -126,3 +128,131 @@ def test_a_record_learns_the_versions_without_local_marks():
     assert set(machine) == {"processor", "cores", "threads", "system", "python", "torch"}
     assert re.fullmatch(r"\d+\.\d+\.\d+\w*", machine["torch"])
     assert machine["threads"] == torch.get_num_threads()
+
+
+# what is kept for the backward pass
+
+FLOAT = 4  # bytes
+
+
+def kept(model, x, counted_as=None):
+    """Bytes that a model's forward pass keeps. counted_as: the model whose parameters do not count."""
+    with kept_for_backward(counted_as or model) as found:
+        model(x).sum()
+    return found.bytes
+
+
+def linear(n_in, n_out, *, trains=True):
+    return torch.nn.Linear(n_in, n_out).requires_grad_(trains)
+
+
+@pytest.mark.parametrize("n_rows", [1, 2, 7])
+def test_a_linear_layer_keeps_its_input_and_relu_its_output(n_rows):
+    x_NI = torch.randn(n_rows, 5, generator=seeded(0))
+    assert kept(linear(5, 3), x_NI) == FLOAT * n_rows * 5
+    assert kept(torch.nn.Sequential(linear(5, 3), torch.nn.ReLU()), x_NI) == FLOAT * n_rows * (5 + 3)
+    deep = torch.nn.Sequential(linear(5, 3), torch.nn.ReLU(), linear(3, 4), torch.nn.ReLU())
+    assert kept(deep, x_NI) == FLOAT * n_rows * (5 + 3 + 4)  # what relu gives is what the next layer reads
+
+
+class Squared(torch.nn.Module):
+    """Keeps one tensor under many names: both factors, a view, and the same again."""
+
+    def forward(self, x):
+        return x * x + x.view(-1).mul(x.view(-1)).view_as(x) + x.T.exp().T
+
+
+@pytest.mark.parametrize("shape", [(4, 6), (1, 1)])
+def test_what_several_operations_keep_together_counts_once(shape):
+    x = torch.ones(shape, requires_grad=True)
+    assert kept(Squared(), x) == FLOAT * 2 * x.numel()  # x itself, and what exp gave
+
+
+def test_the_check_above_refuses_a_count_of_every_name():
+    sizes = []
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.nbytes) or t, lambda t: t):
+        Squared()(torch.ones(4, 6, requires_grad=True))
+    assert sum(sizes) == FLOAT * 5 * 24
+
+
+def test_a_view_keeps_all_that_it_was_cut_from():
+    x = torch.ones(10, 6, requires_grad=True)
+    with kept_for_backward(torch.nn.Module()) as found:
+        (x[:2] * 1.0).exp() * x[:2]
+    assert found.bytes == FLOAT * (10 * 6 + 2 * 6)
+
+
+def test_parameters_are_there_anyway_and_do_not_count():
+    """The weight is kept for the input's gradient: whole, turned and as a view."""
+    model, x_NI = linear(5, 3), torch.ones(2, 5, requires_grad=True)
+    assert kept(model, x_NI) == FLOAT * 2 * 5
+    stranger = linear(5, 3)
+    assert kept(model, x_NI, counted_as=stranger) == FLOAT * (2 * 5 + 3 * 5)  # the control: not its own parameters
+    with kept_for_backward(model) as found:
+        (x_NI @ model.weight.T).sum() + (x_NI * model.weight[0]).sum()
+    assert found.bytes == FLOAT * 2 * 5
+
+
+def test_nothing_is_kept_where_there_will_be_no_backward_pass():
+    model, x_NI = torch.nn.Sequential(linear(5, 3), torch.nn.ReLU()), torch.ones(2, 5, requires_grad=True)
+    for off in (torch.no_grad, torch.inference_mode):
+        with off():
+            assert kept(model, x_NI) == 0
+    assert kept(model.requires_grad_(False), x_NI.detach()) == 0
+    assert kept(model, x_NI) > 0
+
+
+def test_a_frozen_layer_keeps_nothing_for_its_weights():
+    """Its input is wanted for the weight's gradient alone; behind a layer that trains, relu's output is still kept."""
+    x_NI = torch.ones(2, 5)
+    whole = torch.nn.Sequential(linear(5, 4), torch.nn.ReLU(), linear(4, 3), torch.nn.ReLU())
+    below = torch.nn.Sequential(linear(5, 4, trains=False), torch.nn.ReLU(), linear(4, 3), torch.nn.ReLU())
+    above = torch.nn.Sequential(linear(5, 4), torch.nn.ReLU(), linear(4, 3, trains=False), torch.nn.ReLU())
+    assert kept(whole, x_NI) == FLOAT * 2 * (5 + 4 + 3)
+    assert kept(below, x_NI) == FLOAT * 2 * (4 + 3)  # no gradient goes down: not even relu keeps for it
+    assert kept(above, x_NI) == FLOAT * 2 * (5 + 4 + 3)
+    linear_alone = linear(5, 4, trains=False)
+    assert kept(linear_alone, x_NI.requires_grad_()) == 0  # only the weight, which is a parameter
+
+
+def test_the_backward_pass_is_as_it_would_be_and_counting_ends_with_the_block():
+    model, x_NI = torch.nn.Sequential(linear(5, 3), torch.nn.Tanh(), linear(3, 2)), torch.ones(2, 5)
+    model(x_NI).square().sum().backward()
+    wanted = [parameter.grad.clone() for parameter in model.parameters()]
+    model.zero_grad()
+    with kept_for_backward(model) as found:
+        loss = model(x_NI).square().sum()
+    counted = found.bytes
+    model(torch.ones(50, 5))
+    loss.backward()
+    assert found.bytes == counted > 0
+    assert all(torch.equal(p.grad, gradient) for p, gradient in zip(model.parameters(), wanted, strict=True))
+
+
+def test_counting_ends_with_an_error_too():
+    model = linear(5, 3)
+    with pytest.raises(KeyError), kept_for_backward(model) as found:
+        raise KeyError
+    model(torch.ones(2, 5))
+    assert found.bytes == 0
+
+
+def test_tensors_that_come_and_go_at_one_address_count_each():
+    """Each call's result is freed before the next one's is made, and memory is used again."""
+    layer = linear(256, 256)
+    with kept_for_backward(layer) as found:
+        for _ in range(10):
+            layer(torch.ones(8, 256)).sum()
+    assert found.bytes == FLOAT * 10 * 8 * 256
+
+
+@pytest.mark.parametrize(("dtype", "size"), [(torch.float64, 8), (torch.bfloat16, 2)])
+def test_bytes_go_by_the_number_format(dtype, size):
+    assert kept(linear(5, 3).to(dtype), torch.ones(2, 5, dtype=dtype)) == size * 2 * 5
+
+
+def test_recomputing_keeps_the_input_of_a_stretch_alone():
+    model, x_NI = torch.nn.Sequential(linear(5, 4), torch.nn.ReLU(), linear(4, 4), torch.nn.ReLU()), torch.ones(2, 5)
+    with kept_for_backward(model) as found:
+        checkpoint(model, x_NI, use_reentrant=False).sum()
+    assert found.bytes < kept(model, x_NI)

@@ -148,10 +148,10 @@ def test_an_update_of_lora_has_all_its_energy_within_its_rank():
         assert kept[2] == pytest.approx(1, abs=1e-6) and kept[1] < 0.999, name
 
 
-@pytest.mark.parametrize("rank", [0, -2])
-def test_a_rank_below_one_is_refused(rank):
-    with pytest.raises(ValueError, match=f"rank is {rank}: give at least 1"):
-        spectrum(MATRICES["square"]).truncated(rank)
+def test_at_rank_zero_nothing_is_left_and_a_negative_rank_is_refused():
+    assert torch.equal(spectrum(MATRICES["wide"]).truncated(0), torch.zeros(5, 12))
+    with pytest.raises(ValueError, match="rank is -1: give at least 0"):
+        spectrum(MATRICES["wide"]).truncated(-1)
 
 
 # weights and their changes
@@ -259,11 +259,18 @@ def test_a_change_of_zero_leaves_the_weights_to_the_bit():
     assert not unequal(before, weights_of(model))
 
 
-def test_a_rank_below_one_is_refused_before_anything_moves(trained):
+def test_at_rank_zero_the_layers_are_what_they_were_before(trained):
+    model, before, spectra = trained
+    assert unequal(before, weights_of(model)) == sorted(before)
+    cut_changes(model, before, spectra, rank=0)
+    assert not unequal(before, weights_of(model))
+
+
+def test_a_negative_rank_is_refused_before_anything_moves(trained):
     model, before, spectra = trained
     whole = own_weights(model)
-    with pytest.raises(ValueError, match="rank is 0: give at least 1"):
-        cut_changes(model, before, spectra, rank=0)
+    with pytest.raises(ValueError, match="rank is -1: give at least 0"):
+        cut_changes(model, before, spectra, rank=-1)
     assert not unequal(whole, own_weights(model))
 
 

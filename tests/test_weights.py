@@ -7,10 +7,10 @@ import json
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from course_lib.runtime import seeded
-from course_lib.weights import read_settings, read_tensors, to_safetensors
+from course_lib.weights import read_notes, read_settings, read_tensors, to_safetensors
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16, torch.float64, torch.int64, torch.bool]
 WILD = torch.tensor([0.0, -0.0, float("inf"), float("nan"), 1e-42])  # 1e-42 is no normal number
@@ -65,6 +65,17 @@ def test_the_file_says_that_it_is_torchs_and_the_same_tensors_are_the_same_bytes
         assert file.metadata() == {"format": "pt"}
         assert set(file.keys()) == set(TENSORS)
     assert to_safetensors({name: tensor.clone() for name, tensor in TENSORS.items()}) == path.read_bytes()
+
+
+def test_notes_come_back_beside_the_format_and_change_no_tensor(path):
+    notes = {"rank": "8", "targets": '["query", "é"]', "empty": ""}
+    path.write_bytes(to_safetensors(TENSORS, **notes))
+    assert read_notes(path) == {"format": "pt", **notes}
+    assert alike(read_tensors(path), TENSORS)
+    path.write_bytes(to_safetensors(TENSORS))
+    assert read_notes(path) == {"format": "pt"}
+    save_file({"x": torch.ones(2)}, path)  # as others write it
+    assert read_notes(path) == {}
 
 
 @pytest.mark.parametrize(

@@ -17,10 +17,14 @@ def attention_weights(model: Encoder, input_ids_BT: Tensor, cache: Cache | None 
     """[L, B, H, Q, K]: how each query divides its attention, 1 in all. For texts without padding.
 
     cache: earlier keys and values, such as a prefix's; they are the first of K.
-    Raises TypeError for a model that is no Encoder.
+    Raises TypeError for a model that is no Encoder, ValueError for one with a prefix of its own and no cache.
     """
     if not isinstance(model, Encoder):
         raise TypeError(f"model is a {type(model).__name__}: attention is shown for an Encoder")
+    if cache is None and getattr(getattr(model, "adapters", None), "active", None) is not None:
+        raise ValueError(
+            "the model has a prefix that acts: hand in its keys and values, peft.prefix.prefix_cache(model)"
+        )
     config, earlier = model.config, 0 if cache is None else cache[0][0].shape[2]
     position_BT = torch.arange(earlier, earlier + input_ids_BT.shape[1], device=input_ids_BT.device)[None]
     weights = []

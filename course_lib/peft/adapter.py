@@ -37,7 +37,7 @@ class Bottleneck(Part):
 @dataclass(frozen=True)
 class Adapter(Strategy):
     """A bottleneck behind the attention and behind the feed-forward layer of every block, before dropout and residual
-    sum (and behind cross-attention, where a block has it).
+    sum (and behind cross-attention, where a block has it). The paper trains normalisations too; here they are frozen.
 
     bottleneck: its width in channels. targets: names (by their ends, or one regular expression) of the linear layers to
     stand behind; by default those that end the halves of blocks of BERT, RoFormer, GPT-2 and Llama.

@@ -45,15 +45,15 @@ class Spectrum:
         return (squared_R.cumsum(0) / squared_R.sum().clamp(min=1e-300)).cpu().numpy()
 
     def truncated(self, rank: int) -> Tensor:
-        """[O, I]: the best approximation of the matrix by one of this rank.
+        """[O, I]: the best approximation of the matrix by one of this rank, zeros at rank 0.
 
-        Raises ValueError for a rank below 1.
+        Raises ValueError for a negative rank.
 
         >>> spectrum(torch.diag(torch.tensor([2.0, 1.0]))).truncated(1).abs().tolist()
         [[2.0, 0.0], [0.0, 0.0]]
         """
-        if rank < 1:
-            raise ValueError(f"rank is {rank}: give at least 1")
+        if rank < 0:
+            raise ValueError(f"rank is {rank}: give at least 0")
         return (self.left_OR[:, :rank] * self.values_R[:rank]) @ self.right_RI[:rank]
 
 
@@ -67,7 +67,7 @@ def cut_changes(model: nn.Module, before: Mapping[str, Tensor], spectra: Mapping
     """Cut down what a model's layers have moved from `before` to a rank, in place; all else stays. spectra: of what the
     layers have moved.
 
-    Raises ValueError for a rank below 1.
+    Raises ValueError for a negative rank.
     """
     for name, weight in before.items():
         model.get_submodule(name).weight.copy_(weight + spectra[name].truncated(rank).to(weight.device))

@@ -30,6 +30,7 @@ from course_lib.plots.tokens import paint_token_legend
 SHARES_HEIGHT = 74.0  # points
 BAR = 26.0  # points: height of a stacked bar, and of a row of bars
 LEFT = 62.0  # points beside the axes of curves: a label, and tick labels such as 9.045
+FEW = 8  # places on a logarithmic axis that are written out
 DASHES, MARKERS = tuple(OBJECTIVE_DASHES.values()), tuple(OBJECTIVE_MARKERS.values())
 
 
@@ -195,6 +196,10 @@ def draw_curves(
     for name, (x, y) in points.items():
         axes.plot(x, y, markers[name], color=colour[name], markeredgecolor=INK, markersize=7, zorder=5)
     axes.set(xlabel=xlabel, ylabel=ylabel, xscale="log" if log_x else "linear")
+    places = sorted({float(x) for line in axes.get_lines() for x in line.get_xdata()})
+    if log_x and len(places) <= FEW:
+        axes.set_xticks(places, [f"{x:,g}" for x in places])
+        axes.minorticks_off()
     for value in references.values():
         axes.axhline(value, color=INK, linestyle="--", linewidth=1.1)
     _name_at_right(axes, references)

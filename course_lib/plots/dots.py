@@ -28,16 +28,19 @@ def draw_dots(
     bar between them, (value, low, high) a dot with its interval. A series keeps its colour and marker in all rows;
     references are dashed lines with their names below the axis.
 
-    Raises ValueError without a value, or for one that a logarithmic axis cannot show.
+    Raises ValueError without a value, for one that is not finite, or that a logarithmic axis cannot show.
 
     >>> figure = draw_dots({"BERT": {"LoRA": 0.3, "said": (0.1, 0.2)}}, log_x=True, xlabel="share, %")
     """
     values = [np.atleast_1d(value) for series in rows.values() for value in series.values()]
     if not values:
         raise ValueError("rows hold no value: give at least one")
-    if log_x and (least := min(float(value.min()) for value in values)) <= 0:
-        raise ValueError(f"rows hold {least}: a logarithmic axis shows numbers above 0")
     references = dict(references or {})
+    numbers = np.concatenate([*values, list(references.values())])
+    if not np.isfinite(numbers).all():
+        raise ValueError("rows or references hold nan or inf: leave out what was not measured")
+    if log_x and (least := float(numbers.min())) <= 0:
+        raise ValueError(f"rows hold {least}: a logarithmic axis shows numbers above 0")
     names = list(dict.fromkeys(name for series in rows.values() for name in series))
     heights = [max(1, len(series)) * ROW + GAP for series in rows.values()]
     left = max(map(text_width, rows)) + 16
@@ -59,7 +62,9 @@ def draw_dots(
         axes.axvline(value, color=INK, linestyle="--", linewidth=1.1, zorder=1)
     below = ", ".join(f"dashed: {name}" for name in references)
     axes.set(ylim=(top, 0), xlabel="\n".join(words for words in (xlabel, below) if words))
-    axes.set_xscale("log" if log_x else "linear")
+    if log_x:
+        axes.set_xscale("log")
+        axes.xaxis.set_major_formatter(lambda x, _: f"{x:,g}")
     axes.set_yticks(*zip(*ticks, strict=True))
     axes.grid(axis="y", visible=False)
     if len(names) > 1:

@@ -1,6 +1,7 @@
 """Five ways of fine-tuning the same model on the same sentences: MiniLM, Rotten Tomatoes, few labels."""
 
 import copy
+import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from functools import cache, cached_property
@@ -15,7 +16,7 @@ from course_lib.finetuning import Classifier, FineTuning, fine_tune, fit_head, p
 from course_lib.model import LanguageModel
 from course_lib.peft import Adapter, Applied, BitFit, Full, LoRA, Prefix, Strategy, apply
 from course_lib.pretrained import load_minilm, minilm_folder
-from course_lib.records import Record
+from course_lib.records import Record, check_same
 from course_lib.runtime import pick_device
 from course_lib.tokenizer import Tokenizer
 
@@ -49,7 +50,7 @@ class Comparison:
     The same model, samples, tests and head for every strategy.
     """
 
-    labels: tuple[int, ...] = (50, 100, 300, 1000, 2000)
+    labels: tuple[int, ...] = (20, 50, 100, 300, 1000)
     seeds: int = 5
     seeds_of_many: int = 3
     many: int = 1000
@@ -131,7 +132,8 @@ def record_strategies(
 ) -> Path:
     """Accuracy of every strategy and baseline at every number of labels, over samples; goes on where it was stopped.
 
-    Raises ValueError where the file was begun with another model, other settings or another comparison.
+    Raises ValueError where the file was begun with another model, other settings or another comparison; only the
+    numbers of labels may be others.
     """
     comparison = comparison or Comparison()
     about = {
@@ -141,7 +143,7 @@ def record_strategies(
         "comparison": asdict(comparison),
     }  # fmt: skip
     record = Record(path, command="course record strategies", about=about)
-    record.check_about()
+    _check_same_comparison(record, about)
     for labels in comparison.labels:
         for seed in comparison.seeds_at(labels):
             sample = comparison.sample(labels, seed)
@@ -154,6 +156,15 @@ def record_strategies(
                 record.add(**keys, metric="accuracy", value=right_N.mean())
                 progress(f"{name}, {labels} labels, sample {seed}: {right_N.mean():.4f}")
     return path
+
+
+def _check_same_comparison(record: Record, about: dict) -> None:
+    def comparable(settings: dict) -> dict:
+        return {**settings, "comparison": {k: v for k, v in settings["comparison"].items() if k != "labels"}}
+
+    wanted = comparable(json.loads(json.dumps(about)))  # as it is read back
+    for sitting in record.provenance() if record.path.exists() else []:
+        check_same({name: value for name, value in comparable(sitting).items() if name in wanted}, wanted)
 
 
 def _right(name: str, sample: list[Review], tests: list[Review], *, seed: int) -> np.ndarray:

@@ -23,7 +23,7 @@ SQUARE = 48  # blocks along the side of a picture of a matrix
 TARGETS = {
     "query and value": ["query", "value"],
     "all of attention": ["query", "key", "value", "attention.output.dense"],
-    "feed-forward": ["intermediate.dense", "output.dense"],
+    "feed-forward": r"(.*\.)?(intermediate|(?<!attention\.)output)\.dense",
     "every linear layer": "all-linear",
 }
 
@@ -72,6 +72,8 @@ class LowRankBench:
         if layer not in self.deltas or targets not in self.sizes:
             raise ValueError(f"layer {layer!r} or targets {targets!r} are not there: choose one of the lists")
         delta_OI, sizes = self.deltas[layer], self.sizes[targets]
+        if rank < 1:
+            raise ValueError(f"rank is {rank}: give at least 1")
         if rank > min(delta_OI.shape):
             raise ValueError(f"rank {rank} is larger than the layer's matrix, {' x '.join(map(str, delta_OI.shape))}")
         trained = sum(rank * (n_in + n_out) for n_in, n_out in sizes)
@@ -98,7 +100,7 @@ def in_blocks(matrix: Tensor) -> np.ndarray:
 @in_theme
 def draw_low_rank(view: LowRankView) -> Figure:
     """The change of a layer, its approximation, and how much every rank keeps."""
-    figure = Figure(figsize=(7.6, 3.2))
+    figure = Figure(figsize=(7.6, 3.4))
     largest = float(np.abs(view.delta).max()) or 1.0
     for place, (title, picture) in enumerate(
         {"what training changed": view.delta, f"rank {view.rank}": view.cut}.items()
@@ -117,7 +119,9 @@ def draw_low_rank(view: LowRankView) -> Figure:
     axes.minorticks_off()
     write(figure, 12, 4, f"{view.n_trained:,} numbers train in {view.n_layers} layers, {view.share:.2%} of the model; "
           f"scale {view.scale:g}")  # fmt: skip
-    write(figure, 12, 200, f"The first step of Adam moves this weight by {view.moved:.1f} times the learning rate.",
+    name = view.layer.removeprefix("body.encoder.")
+    write(figure, 12, 196, f"{name}, averaged over blocks: red rose, blue fell", bold=False, size=9)
+    write(figure, 12, 212, f"The first step of Adam moves this weight by {view.moved:.1f} times the learning rate.",
           bold=False)  # fmt: skip
     return figure
 

@@ -18,7 +18,7 @@ from course_lib.plots.theme import BLUE, GREY, INK, ORANGE, axes_at, in_theme, t
 from course_lib.tokenizer import Tokenizer
 from course_lib.widgets.binder import Explorer, bind
 
-MOST_TOKENS = 18
+MOST_TOKENS = 16
 
 
 @dataclass(frozen=True)
@@ -46,12 +46,15 @@ class PrefixBench:
         frame = [tokenizer.vocabulary.require(name, "the prefix explorer") for name in tokenizer.vocabulary.frame]
         self.texts = {text: [frame[0], *tokenizer.encode(text)[: MOST_TOKENS - 2], frame[1]] for text in texts}
 
-    def compute(self, length: int, layer: int = 0, head: int = 0, text: str = "") -> PrefixView:
+    def compute(self, length: int, layer: int = 0, head: int = 0, text: str | None = None) -> PrefixView:
         """length: how many positions of the prefix stand there, from its first on.
 
         Raises ValueError for a length, layer or head that is not there.
         """
-        ids = self.texts[text] if text in self.texts else next(iter(self.texts.values()))
+        text = next(iter(self.texts)) if text is None else text
+        if text not in self.texts:
+            raise ValueError(f"text {text[:40]!r} is not there: choose one of the list")
+        ids = self.texts[text]
         config = self.model.config
         for name, value, most in (
             ("length", length, self.longest), ("layer", layer, config.n_layers - 1), ("head", head, config.n_heads - 1)
@@ -71,9 +74,9 @@ def draw_prefix(view: PrefixView) -> Figure:
     n_tokens, n_keys = len(view.tokens), view.length + len(view.tokens)
     left = max(text_width(visible(token), size=9) for token in view.tokens) + 14
     above = max(text_width(visible(token), size=9) for token in view.tokens) + 34
-    cell = min(15.0, (350 - left) / n_keys)
-    wide, high = cell * n_keys, 12.0 * n_tokens
-    figure = Figure(figsize=(7.8, (above + high + 44) / 72))
+    cell = min(15.0, (400 - left) / n_keys)
+    wide, high = cell * n_keys, max(12.0 * n_tokens, 11.0 * len(view.on_prefix_H))
+    figure = Figure(figsize=(8.4, (above + high + 44) / 72))
     axes = axes_at(figure, left, above, wide, high)
     axes.imshow(view.weights_HQK[view.head], cmap="Blues", vmin=0, vmax=max(0.2, view.weights_HQK[view.head].max()),
                 aspect="auto", interpolation="nearest")  # fmt: skip
@@ -85,7 +88,7 @@ def draw_prefix(view: PrefixView) -> Figure:
         axes.axvline(view.length - 0.5, color=ORANGE, linewidth=2)
         axes.text((view.length - 1) / 2, n_tokens + 0.2, "prefix", ha="center", va="center", fontsize=9)
     write(figure, 8, 4, f"layer {view.layer}, head {view.head}: rows look at columns")
-    axes = axes_at(figure, 420, above, 110, high)
+    axes = axes_at(figure, 460, above, 110, high)
     heads = np.arange(len(view.on_prefix_H))
     colours = [ORANGE if head == view.head else BLUE for head in heads]
     axes.barh(heads, 100 * view.on_prefix_H, color=colours, edgecolor=INK, linewidth=0.5)
@@ -93,7 +96,7 @@ def draw_prefix(view: PrefixView) -> Figure:
     axes.set_yticks(heads)
     axes.axvline(100 * view.length / n_keys, color=GREY, linestyle="--", linewidth=1.2)
     axes.grid(axis="y", visible=False)
-    write(figure, 420, above - 20, "dashed: an even share", bold=False, size=9)
+    write(figure, 460, above - 20, "dashed: an even share", bold=False, size=9)
     return figure
 
 
