@@ -1,5 +1,7 @@
 """What all tests share, the notebooks' cells included."""
 
+collect_ignore_glob = ["notebooks/src/*"]  # looking for doctests there would run whole chapters while collecting
+
 
 def pytest_collection_modifyitems(items):
     """nbval takes outputs without an execution count for those of a cell that was never run, and fails it. The course

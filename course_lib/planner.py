@@ -115,5 +115,6 @@ def trained_parameters(architecture: Architecture, strategy: Strategy) -> tuple[
             )
         added = strategy.length * architecture.prefix_dimensions.per_position
         return added, added + sum(parameter.numel() for parameter in model.parameters())
-    applied = apply(model, strategy)
+    with torch.device("meta"):  # what is added has no memory either
+        applied = apply(model, strategy)
     return applied.n_trained, applied.n_parameters
