@@ -156,7 +156,7 @@ class Decoder(LanguageModel):
 
         Raises ValueError for a sequence longer than the model, or an id outside its vocabulary.
         """
-        start = _earlier(cache)
+        start = cache_length(cache)
         counted_BT = self._positions(input_ids_BT, start)
         position_BT = counted_BT if position_BT is None else position_BT
         if may_attend_BQK is None:
@@ -209,7 +209,7 @@ class Encoder(LanguageModel):
 
         Raises ValueError for a sequence longer than the model, or an id outside its vocabulary.
         """
-        position_BT = self._positions(input_ids_BT, _earlier(cache))
+        position_BT = self._positions(input_ids_BT, cache_length(cache))
         may_attend_BQK = _all_if_none(may_attend_BQK, input_ids_BT, cache)
         turn, hidden = self._turn(position_BT), [self.embeddings(input_ids_BT, position_BT)]
         for i, block in enumerate(self.encoder["layer"]):
@@ -311,7 +311,7 @@ class EncoderDecoder(LanguageModel):
         """
         may_attend_BQK = _all_if_none(may_attend_BQK, input_ids_BT)
         memory_BTE = self.encoder(input_ids_BT, may_attend_BQK).hidden_states[-1]
-        start = _earlier(cache)
+        start = cache_length(cache)
         position_BS = self._positions(decoder_input_ids_BS, start)
         causal_BSS = masks.causal(start + decoder_input_ids_BS.shape[1])[:, start:].to(input_ids_BT.device)
         turn, hidden = self.encoder._turn(position_BS), [self.decoder_embeddings(decoder_input_ids_BS, position_BS)]
@@ -346,12 +346,12 @@ def _at(hidden_BTE: Tensor, wanted_BT: Tensor | None) -> Tensor:
     return hidden_BTE if wanted_BT is None else hidden_BTE[wanted_BT]
 
 
-def _earlier(cache: Cache | None) -> int:
-    """How many positions a cache holds."""
+def cache_length(cache: Cache | None) -> int:
+    """How many positions a cache holds, 0 without one."""
     return 0 if cache is None else cache[0][0].shape[2]
 
 
 def _all_if_none(may_attend_BQK: Tensor | None, input_ids_BT: Tensor, cache: Cache | None = None) -> Tensor:
     if may_attend_BQK is not None:
         return may_attend_BQK
-    return torch.ones(1, 1, _earlier(cache) + input_ids_BT.shape[-1], dtype=torch.bool, device=input_ids_BT.device)
+    return torch.ones(1, 1, cache_length(cache) + input_ids_BT.shape[-1], dtype=torch.bool, device=input_ids_BT.device)

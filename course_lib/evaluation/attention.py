@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from course_lib.layers import extend, rotate, rotation, split_heads
-from course_lib.model import Cache, Encoder, evaluating
+from course_lib.model import Cache, Encoder, cache_length, evaluating
 
 
 @torch.no_grad()
@@ -25,7 +25,7 @@ def attention_weights(model: Encoder, input_ids_BT: Tensor, cache: Cache | None 
         raise ValueError(
             "the model has a prefix that acts: hand in its keys and values, peft.prefix.prefix_cache(model)"
         )
-    config, earlier = model.config, 0 if cache is None else cache[0][0].shape[2]
+    config, earlier = model.config, cache_length(cache)
     position_BT = torch.arange(earlier, earlier + input_ids_BT.shape[1], device=input_ids_BT.device)[None]
     weights = []
     with evaluating(model):

@@ -56,9 +56,7 @@ def frozen_features(
     with evaluating(model):
         for start in range(0, len(order), batch_size):
             sequences = [encoded[n] for n in order[start : start + batch_size]]
-            ids_BT = pad(sequences, vocabulary, length=COMPARISON_TOKENS + 2, frame=frame or vocabulary.frame).to(
-                device
-            )
+            ids_BT = pad(sequences, vocabulary, length=COMPARISON_TOKENS + 2, frame=frame).to(device)
             with autocast(device, dtype):
                 rows.append(model.features(ids_BT, ids_BT != vocabulary.pad).float().cpu())
     features_NE = torch.cat(rows)

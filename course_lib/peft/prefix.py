@@ -109,7 +109,7 @@ class PrefixKeysValues(Part):
         cache = given.pop("past_key_values", None) if given.get(name) is None else given[name]
         self._hands_out = cache is not None or bool(given.get("use_cache"))
         if cache is None:
-            cache = _library_of(host).DynamicCache()
+            cache = sys.modules["transformers"].DynamicCache()  # there, with a model of it; never imported here
         if "Static" in type(cache).__name__:
             raise ValueError("a prefix needs a cache that grows, and this one is static: generate with another")
         if cache.get_seq_length() == 0:
@@ -218,8 +218,3 @@ def _cache_argument(host: nn.Module) -> str | None:
     """What this version of transformers calls the cache; None for a model that takes none."""
     names = inspect.signature(host.forward).parameters
     return next((name for name in ("cache", "past_key_values") if name in names), None)
-
-
-def _library_of(host: nn.Module) -> Any:
-    """transformers, which is loaded where a model of it is; the course does not import it."""
-    return sys.modules["transformers"]

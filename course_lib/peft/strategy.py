@@ -201,7 +201,7 @@ def _check_whole(model: nn.Module) -> None:
         raise ValueError("a part of this model has adapters of its own: apply all of them to the same module")
     if not hasattr(model, STATE) and slots_of(model):
         raise ValueError("this model is a part of one that has adapters: apply all of them to the same module")
-    if any(is_added(f"{name}") and not is_added(name.rpartition(".")[0]) and not isinstance(module, Slot)
+    if any(is_added(name) and not is_added(name.rpartition(".")[0]) and not isinstance(module, Slot)
            for name, module in model.named_modules()):  # fmt: skip
         raise ValueError("this model has a module called adapters of its own, a name that is needed here: rename it")
 

@@ -66,9 +66,8 @@ def merge_and_unload(model: nn.Module) -> nn.Module:
     kind = state.applied[state.active].strategy.kind if state.active is not None else None
     if kind not in ("bitfit", "full") and not state.unmerged:
         merge(model)
-    for name in list(state.applied):
-        for host in parts_of(model, name):
-            pull_out(model.get_submodule(host), name)
+    for name in state.applied:
+        _take_out(model, name)
     _forget(model, state)
     return model
 
@@ -82,8 +81,7 @@ def remove(model: nn.Module, name: str) -> None:
     state = adaptation(model)
     state.lookup(name)
     switch(model, None if state.active == name else state.active)
-    for host in parts_of(model, name):
-        pull_out(model.get_submodule(host), name)
+    _take_out(model, name)
     state.kept.pop(name, None)
     del state.applied[name]
     if not state.applied:
@@ -154,6 +152,11 @@ def active_adapter(model: nn.Module) -> str | None:
     """The adapter that acts, None for none."""
     state = getattr(model, STATE, None)
     return None if state is None else state.active
+
+
+def _take_out(model: nn.Module, name: str) -> None:
+    for host in parts_of(model, name):
+        pull_out(model.get_submodule(host), name)
 
 
 def _forget(model: nn.Module, state: Adaptation) -> None:
