@@ -61,7 +61,8 @@ class LanguageModel(nn.Module):
         if batch.may_query_BQK is not None or batch.decoder_input_ids_BS is not None:
             made_for = "a TwoStream" if batch.decoder_input_ids_BS is None else "an EncoderDecoder"
             raise ValueError(f"the batch is made for {made_for}, and this is a {type(self).__name__}: {CHOOSE}")
-        logits_NV = self(batch.input_ids_BT, batch.may_attend_BQK, wanted_BT=batch.is_target_BL).logits
+        places = {} if batch.position_BT is None else {"position_BT": batch.position_BT}  # only a decoder takes them
+        logits_NV = self(batch.input_ids_BT, batch.may_attend_BQK, wanted_BT=batch.is_target_BL, **places).logits
         if logits_NV is None:
             raise ValueError(f"this {type(self).__name__} has no head to predict with: make it with head=True")
         return logits_NV

@@ -30,6 +30,7 @@ class Batch:
     may_attend_BQK: bool, True where query Q may look at key K; an axis of length 1 broadcasts.
     may_query_BQK: bool, the same for the query stream of a two-stream model.
     decoder_input_ids_BS: int64, what the decoder of an encoder-decoder reads.
+    position_BT: int64, where each token stands, for a decoder; counted from the row's first where it is not given.
     """
 
     input_ids_BT: Tensor
@@ -37,6 +38,7 @@ class Batch:
     may_attend_BQK: Tensor
     may_query_BQK: Tensor | None = None
     decoder_input_ids_BS: Tensor | None = None
+    position_BT: Tensor | None = None
 
     @property
     def is_target_BL(self) -> Tensor:

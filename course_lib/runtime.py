@@ -146,9 +146,11 @@ def kept_for_backward(model: torch.nn.Module) -> Iterator[Kept]:
 
 
 def describe_machine() -> dict[str, str | int]:
-    """What a record must say of where it was made: processor type, cores, threads, system, versions."""
+    """What a record must say of where it was made: processor type, cores, threads, device, system, versions."""
+    device = pick_device()
     return {
         "processor": platform.machine(),
+        "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
         "cores": os.cpu_count() or 1,
         "threads": torch.get_num_threads(),
         "system": platform.system(),

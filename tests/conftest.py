@@ -1,9 +1,19 @@
 """What every test starts from: one thread, for small tensors only wait for each other on two, and the same examples
 of every property on every run."""
 
+import gc
+
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
+
+gc.disable()  # what is imported and collected stays anyway, and each look through it for garbage takes half a second
+
+
+def pytest_collection_finish():
+    gc.freeze()
+    gc.enable()
+
 
 settings.register_profile(
     "course",

@@ -2,6 +2,7 @@
 strategies share. Every model is shaken away from where it began, so that biases and norms count."""
 
 import torch
+from few import few
 from tiny import shaken
 from torch import nn
 from torch.nn import functional as F
@@ -46,6 +47,12 @@ CASES = [(family, kind) for family in OURS for kind in STRATEGIES] + [
     ("plain", kind) for kind in ("full", "lora", "bitfit")
 ]
 THEIR_CASES = [(family, kind) for family in THEIRS for kind in STRATEGIES if (family, kind) != ("llama", "bitfit")]
+
+
+def mostly_slow(cases):
+    """Cases (family, kind), of which `make quick` runs those of the decoder and of the plain module."""
+    cases = list(cases)
+    return few(cases, *(case for case in cases if case[0] in ("decoder", "plain")))
 
 
 def make(family, seed=0):

@@ -305,6 +305,7 @@ except OSError as error:
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no such limit")
 def test_a_disk_that_takes_no_more_leaves_the_last_good_checkpoint_and_says_so(tmp_path):
     """A real write that fails half-way, in a process that may write no longer file."""

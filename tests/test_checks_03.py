@@ -9,6 +9,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from few import few
 from torch import nn
 from torch.nn import functional as F
 
@@ -850,7 +851,7 @@ def test_what_is_no_function_of_these_arguments_is_refused(name, capsys):
         assert words in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", few(NAMES, "merge_lora", "count_trainable"))
 def test_the_verdict_never_holds_the_solution(name, capsys):
     for function in EXERCISES[name][2]:
         attempt(name, function)

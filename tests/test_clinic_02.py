@@ -7,6 +7,8 @@ from course_lib import runs
 from course_lib.data import PretrainingDataset
 from course_lib.layers import TransformerConfig
 
+pytestmark = pytest.mark.slow  # whole cells of a chapter
+
 
 @pytest.fixture(scope="module")
 def chapter():

@@ -3,6 +3,8 @@
 import pytest
 from clinics import clinic_of
 
+pytestmark = pytest.mark.slow  # whole cells of a chapter
+
 
 @pytest.fixture(scope="module")
 def chapter():

@@ -57,6 +57,7 @@ def texts_in_two_splits(rows: list[dict[str, str]], choose) -> int:
     return sum(len(found) > 1 for found in splits.values())
 
 
+@pytest.mark.slow
 def test_no_text_stands_in_two_splits():
     split_of_text = {normalize(review.text): review.split for review in load_reviews()}
 
@@ -66,12 +67,14 @@ def test_no_text_stands_in_two_splits():
     assert texts_in_two_splits(raw_rows(), ours) == 0
 
 
+@pytest.mark.slow
 def test_the_check_above_refuses_a_split_by_row_and_one_by_raw_text():
     rows = raw_rows()
     assert texts_in_two_splits(rows, lambda number, row: number % 5) > 10
     assert texts_in_two_splits(rows, lambda number, row: hashlib.sha256(row["text"].encode()).hexdigest()) > 0
 
 
+@pytest.mark.slow
 def test_each_text_stands_once_and_belongs_to_one_split():
     reviews = load_reviews()
     assert len({normalize(review.text) for review in reviews}) == len(reviews)
@@ -131,6 +134,7 @@ def test_splits_have_their_shares_of_all_texts():
     assert follows_shares(split_of)
 
 
+@pytest.mark.slow
 def test_the_check_above_refuses_other_shares():
     assert not follows_shares(lambda i: "train" if split_of(i) == "dev" else split_of(i))
     assert not follows_shares(lambda i: {"dev": "test", "test": "dev"}.get(split_of(i), split_of(i)))
@@ -168,6 +172,7 @@ def test_one_source_can_be_asked_for():
     assert all(both)
 
 
+@pytest.mark.slow
 def test_the_packages_own_modules_are_never_imported():
     """They load pandas and parse the whole file."""
     code = "import sys; from course_lib import data; data.load_reviews(); print(sorted(sys.modules))"
@@ -202,6 +207,7 @@ def test_another_word_is_not(tangerine_is_a_slur, text):
     assert not holds_slur(text)
 
 
+@pytest.mark.slow
 def test_training_texts_are_the_training_split_without_documents_that_hold_a_slur():
     texts, train = training_texts(), [review.text for review in reviews_of("train")]
     dropped = set(train) - set(texts)

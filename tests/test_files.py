@@ -85,10 +85,12 @@ def contents_after_kills(tmp_path, writer: str, times: int) -> set[str]:
     return seen
 
 
+@pytest.mark.slow
 def test_a_killed_writer_leaves_a_whole_file(tmp_path):
     assert contents_after_kills(tmp_path, "ours", 6) <= {"a" * 3000, "b" * 3000}
 
 
+@pytest.mark.slow
 def test_the_check_above_refuses_a_naive_writer(tmp_path):
     assert not contents_after_kills(tmp_path, "naive", 6) <= {"a" * 3000, "b" * 3000}
 
@@ -253,10 +255,12 @@ def whole_folders_after_kills(tmp_path, writer, times) -> list[bool]:
     return whole
 
 
+@pytest.mark.slow
 def test_a_killed_writer_leaves_a_whole_folder_or_none(tmp_path):
     assert all(whole_folders_after_kills(tmp_path, "ours", 6))
 
 
+@pytest.mark.slow
 def test_the_check_above_refuses_a_naive_folder_writer(tmp_path):
     assert not all(whole_folders_after_kills(tmp_path, "naive", 6))
 

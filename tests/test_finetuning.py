@@ -272,7 +272,7 @@ def test_the_seed_decides_both_the_order_and_the_dropout():
 
 
 def shares(classifier):
-    return [layer.p for layer in classifier.modules() if isinstance(layer, nn.Dropout)]
+    return [layer.p for layer in classifier.body.modules() if isinstance(layer, nn.Dropout)]
 
 
 def test_dropout_is_that_of_the_training_inside_and_its_own_behind_it():

@@ -210,6 +210,7 @@ def test_a_compressor_pays_nothing_for_what_it_has_read_and_four_bits_for_a_rand
     assert compressed_bits_per_byte(name, read, unread) == pytest.approx(4, rel=0.15)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", COMPRESSORS)
 def test_which_text_was_read_and_which_is_measured_matters(name):
     review, digits = " ".join(r.text for r in reviews_of("train")[:20]), hex_text(20_000)

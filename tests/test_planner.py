@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from few import few
 
 from course_lib import planner
 from course_lib.layers import TransformerConfig
@@ -22,6 +23,7 @@ SMALL = {  # every layout, no two dimensions alike, heads of keys and values sha
     "grouped llama": Architecture("llama", 60, 16, 3, 4, 24, 32, "made up", n_kv_heads=2),
 }
 ALL = SMALL | ARCHITECTURES
+RANKS = [*itertools.product(SMALL, (1, 4)), *((name, 8) for name in ARCHITECTURES)]
 WITH_BIASES = [name for name, a in ALL.items() if a.layout != "llama"]
 # numbers without BERT's pooler (a matrix and a bias that only its second objective used), as they were published
 PUBLISHED = {"BERT-base": 109_482_240 - 768 * 769, "GPT-2": 124_439_808, "Llama-2-7B": 6_738_415_616}
@@ -117,7 +119,7 @@ def test_no_memory_is_used_before_or_after_a_strategy_is_applied(name, strategy,
 # what a strategy would train
 
 
-@pytest.mark.parametrize(("name", "rank"), [*itertools.product(SMALL, (1, 4)), *((name, 8) for name in ARCHITECTURES)])
+@pytest.mark.parametrize(("name", "rank"), few(RANKS, *itertools.product(SMALL, (1, 4))))
 def test_lora_trains_rank_times_the_two_sides_of_each_matrix(name, rank):
     a = ALL[name]
     targets = QUERY_AND_VALUE[a.layout]
@@ -125,7 +127,7 @@ def test_lora_trains_rank_times_the_two_sides_of_each_matrix(name, rank):
     assert trained_parameters(a, LoRA(rank, targets=targets)) == (added, total(a) + added)
 
 
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", few(ALL, *SMALL))
 def test_lora_in_all_linear_layers_leaves_the_output_layer_out(name):
     """Tied to the embeddings, as GPT-2's, or a matrix of its own, as Llama's."""
     a = ALL[name]
@@ -134,7 +136,7 @@ def test_lora_in_all_linear_layers_leaves_the_output_layer_out(name):
 
 
 @pytest.mark.parametrize("length", [1, 5])
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", few(ALL, *SMALL))
 def test_a_prefix_trains_keys_and_values_of_every_head_that_has_them(name, length):
     a = ALL[name]
     added = length * a.n_layers * 2 * narrow(a)
@@ -156,7 +158,7 @@ def test_a_prefix_is_counted_as_apply_counts_it(layout):
 
 
 @pytest.mark.parametrize("width", [1, 3])
-@pytest.mark.parametrize("name", ALL)
+@pytest.mark.parametrize("name", few(ALL, *SMALL))
 def test_adapters_train_two_bottlenecks_in_each_block(name, width):
     a = ALL[name]
     added = bottlenecks(a, width)

@@ -228,6 +228,7 @@ def test_no_figure_is_left_in_pyplot_and_no_setting_changed():
     assert {name: value for name, value in matplotlib.rcParams.items() if name != "backend"} == before
 
 
+@pytest.mark.slow
 def test_plots_know_no_torch():
     code = "import sys, course_lib.plots; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -133,6 +133,7 @@ def test_a_gpt2_config_without_an_inner_width_means_four_times_the_models(tmp_pa
     assert load_model(tmp_path).config == model.config
 
 
+@pytest.mark.slow
 def test_minilm_is_the_published_model():
     model, tokenizer = load_minilm()
     assert type(model) is Encoder

@@ -12,6 +12,7 @@ import kill_campaign
 import numpy as np
 import pytest
 import torch
+from few import few
 
 from course_lib import data, records
 from course_lib.checkpoint import Checkpoints, random_states
@@ -51,7 +52,7 @@ MASKED = replace(
 ACCUMULATED = replace(CAUSAL, accumulate=2, batch_size=2, shape="cosine", floor=0.1, seed=1)
 has_muon = hasattr(torch.optim, "Muon")
 RUNS = {"causal, adamw": CAUSAL, "accumulated": ACCUMULATED} | ({"masked, rotary, muon": MASKED} if has_muon else {})
-FIRST_IS_QUICK = [name if run is CAUSAL else pytest.param(name, marks=pytest.mark.slow) for name, run in RUNS.items()]
+FIRST_IS_QUICK = few(RUNS, "causal, adamw")
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -152,7 +153,7 @@ def sitting(run, folder, *, leave_after=None, stop_at=None, resume=False):
 # ---------------------------------------------------------------- stopped and resumed
 
 
-@pytest.mark.parametrize("name", RUNS)
+@pytest.mark.parametrize("name", FIRST_IS_QUICK)
 def test_a_run_that_is_stopped_after_every_step_ends_as_the_undisturbed_one_to_the_bit(name, undisturbed, tmp_path):
     for step in range(1, 9):
         rows = sitting(RUNS[name], tmp_path, stop_at=step, resume=step > 1)
@@ -163,7 +164,7 @@ def test_a_run_that_is_stopped_after_every_step_ends_as_the_undisturbed_one_to_t
 
 
 @pytest.mark.parametrize("name", FIRST_IS_QUICK)
-@pytest.mark.parametrize("step", [2, 3, 7])
+@pytest.mark.parametrize("step", few([2, 3, 7], 7))
 def test_a_run_whose_generator_is_closed_goes_on_from_the_checkpoint_before(name, step, undisturbed, tmp_path):
     first = sitting(RUNS[name], tmp_path, leave_after=step)
     assert Checkpoints(tmp_path).steps()[-1] == step // 3 * 3
@@ -173,6 +174,7 @@ def test_a_run_whose_generator_is_closed_goes_on_from_the_checkpoint_before(name
     assert differing(tmp_path, undisturbed[name]) == []
 
 
+@pytest.mark.slow
 def test_the_held_out_loss_comes_with_the_row_and_is_that_of_the_weights_saved_there(tmp_path):
     rows = list(pretrain(CAUSAL, tmp_path, device="cpu", keep=9))
     assert [row.step for row in rows if row.held_out is not None] == [3, 6, 8]
@@ -237,7 +239,10 @@ def nothing(run, folder, monkeypatch):
     forget_in_the_file(run, folder)
 
 
-@pytest.mark.parametrize("forget", [no_optimizer, no_random_state, no_schedule_position, no_data_position, nothing])
+FORGETFUL = [no_optimizer, no_random_state, no_schedule_position, no_data_position, nothing]
+
+
+@pytest.mark.parametrize("forget", few(FORGETFUL, no_optimizer, nothing))
 @pytest.mark.parametrize("name", FIRST_IS_QUICK)
 def test_each_piece_of_state_is_missed_where_it_is_forgotten(name, forget, undisturbed, tmp_path, monkeypatch):
     sitting(RUNS[name], tmp_path, leave_after=6)
@@ -249,6 +254,7 @@ def test_each_piece_of_state_is_missed_where_it_is_forgotten(name, forget, undis
         assert distance(tmp_path, undisturbed[name]) > 1e-5
 
 
+@pytest.mark.slow
 def test_tokens_and_patience_are_state_too(undisturbed, tmp_path):
     sitting(CAUSAL, tmp_path, leave_after=6)
     forget_in_the_file(CAUSAL, tmp_path, tokens=0)
@@ -256,6 +262,7 @@ def test_tokens_and_patience_are_state_too(undisturbed, tmp_path):
     assert differing(tmp_path, undisturbed["causal, adamw"]) == ["tokens"]
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_in_the_number_format_that_it_began_in(tmp_path, monkeypatch):
     """What a measurement finds to pay changes with what else the machine does."""
     found = {"now": torch.float32}
@@ -301,6 +308,7 @@ def test_a_run_does_not_go_on_with_other_settings(tmp_path, changes, words):
         resumed(run.with_(**changes), tmp_path)
 
 
+@pytest.mark.slow
 def test_a_name_is_no_setting(tmp_path):
     """Negative control: what computes nothing may change."""
     assert resumed(trained_a_little(tmp_path).with_(name="other"), tmp_path)[-1].step == 8
@@ -323,6 +331,7 @@ def own_text(folder, n_texts=30):
     return path
 
 
+@pytest.mark.slow
 def test_a_run_does_not_go_on_with_a_text_that_has_changed(tmp_path):
     run = trained_a_little(tmp_path / "run", CAUSAL.with_(text=str(own_text(tmp_path))))
     assert len(resumed(run, tmp_path / "run")) == 8  # the control: the same text
@@ -331,6 +340,7 @@ def test_a_run_does_not_go_on_with_a_text_that_has_changed(tmp_path):
         resumed(run, tmp_path / "run")
 
 
+@pytest.mark.slow
 def test_a_run_does_not_go_on_from_another_model_than_it_began_with(tmp_path):
     for seed in (1, 2):
         torch.manual_seed(seed)
@@ -375,6 +385,7 @@ def test_a_recipe_takes_its_dimensions_from_the_model_that_it_goes_on_with(tmp_p
         recipes.recipe("encoder_longer")
 
 
+@pytest.mark.slow
 def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again_with_the_same_settings_alone(tmp_path):
     next(pretrain(CAUSAL, tmp_path, device="cpu"))
     shutil.rmtree(tmp_path / "step_0")
@@ -417,6 +428,7 @@ def test_there_is_nothing_to_resume_in_an_empty_folder(tmp_path):
     assert os.listdir(tmp_path) == []
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_costs_its_steps_and_nothing_else(undisturbed, tmp_path):
     sitting(CAUSAL, tmp_path, leave_after=7)
     path = tmp_path / "step_6" / "model.safetensors"
@@ -474,6 +486,7 @@ def test_own_documents_are_held_out_whole(tmp_path):
     assert start in decode(held_out) and start not in decode(train_rows)
 
 
+@pytest.mark.slow
 def test_one_own_document_gives_its_last_twentieth(tmp_path):
     path = tmp_path / "own.txt"
     path.write_text(" ".join(review.text for review in data.reviews_of("train")[:20]), "utf-8")
@@ -519,11 +532,13 @@ def test_patience_ends_a_run_that_gets_worse_and_the_model_is_the_best_checkpoin
     assert weights(tmp_path / "model") == weights(best.folder) != weights(tmp_path / f"step_{rows[-1].step}")
 
 
+@pytest.mark.slow
 def test_without_patience_it_goes_on_to_the_end(tmp_path):
     """The control."""
     assert list(pretrain(WORSE.with_(patience=None), tmp_path, device="cpu"))[-1].step == WORSE.steps
 
 
+@pytest.mark.slow
 def test_a_run_that_patience_has_ended_takes_no_step_more_when_it_is_resumed(tmp_path):
     """Killed before its model was written, it still has to write it."""
     list(pretrain(WORSE, tmp_path, device="cpu"))
@@ -533,6 +548,7 @@ def test_a_run_that_patience_has_ended_takes_no_step_more_when_it_is_resumed(tmp
     assert weights(tmp_path / "model") == before
 
 
+@pytest.mark.slow
 def test_patience_is_remembered_across_a_stop(tmp_path):
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     end = list(pretrain(WORSE, whole, device="cpu"))[-1].step
@@ -541,6 +557,7 @@ def test_patience_is_remembered_across_a_stop(tmp_path):
     assert differing(stopped, whole) == []
 
 
+@pytest.mark.slow
 def test_rungs_are_kept_and_the_last_two(tmp_path):
     list(pretrain(CAUSAL.with_(rungs=(0.125, 0.5), save_every=1), tmp_path, device="cpu"))
     best = Checkpoints(tmp_path).best().step
@@ -574,6 +591,7 @@ def test_the_model_of_a_finished_run_opens_with_its_tokenizer(undisturbed):
 # ---------------------------------------------------------------- real kills
 
 
+@pytest.mark.slow
 def test_the_campaign_counts_what_is_damaged_and_compares_what_came_out(undisturbed, tmp_path):
     """Negative control of the test below."""
     folder = undisturbed["causal, adamw"]

@@ -87,6 +87,7 @@ def stop_after(monkeypatch, n_rows):
 # ---------------------------------------------------------------- the laboratory
 
 
+@pytest.mark.slow
 def test_a_recording_holds_every_step_and_every_rung_of_every_objective(whole):
     rows = rows_of(whole)
     assert SMALL.steps == 16
@@ -144,6 +145,7 @@ def test_the_comparison_above_sees_a_state_that_was_lost(whole, tmp_path, monkey
     assert any(again[key] != rows[key] for key in again)
 
 
+@pytest.mark.slow
 def test_rows_of_two_laboratories_are_not_mixed_in_one_file(whole, tmp_path):
     path = tmp_path / "small.jsonl"
     path.write_bytes(whole.read_bytes())
@@ -156,6 +158,7 @@ def test_rows_of_two_laboratories_are_not_mixed_in_one_file(whole, tmp_path):
     assert {key[0] for key in more.keys() - rows_of(whole).keys()} == {"masked"}
 
 
+@pytest.mark.slow
 def test_a_state_that_is_left_behind_a_finished_objective_goes(whole, tmp_path):
     """A kill between the last row and the removal of the state."""
     path = tmp_path / "small.jsonl"
@@ -185,6 +188,7 @@ def test_progress_is_told_in_words(tmp_path):
     assert told[-1].startswith("causal: step 100 of 100, loss ")
 
 
+@pytest.mark.slow
 def test_the_first_steps_made_live_are_those_that_were_recorded(whole):
     rows, packed_rows = rows_of(whole), runs.training_rows(SMALL.row_length)
     for name in SMALL.objectives:

@@ -61,6 +61,7 @@ def streams_are_unrelated(make) -> bool:
     return all(within_binomial(int((a == b).sum()), 400, 0.5) for a, b in itertools.combinations(bits, 2))
 
 
+@pytest.mark.slow
 def test_seeds_that_differ_in_value_order_or_number_give_unrelated_streams():
     assert streams_are_unrelated(seeded)
 

@@ -26,6 +26,7 @@ def record_of(name):
     return Record(runs.RECORDS_FOLDER / f"pretraining_{name}.jsonl")
 
 
+@pytest.mark.slow
 def test_no_training_text_stands_in_another_split():
     trained = {data.identity(text) for text in data.training_texts()}
     for split in ("test", "dev", "judge"):

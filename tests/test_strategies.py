@@ -160,6 +160,7 @@ def right_by_hand(name, sample, tests, seed):
     return predictions(classifier, asked, tokenizer).argmax(1) == wanted
 
 
+@pytest.mark.slow
 def test_the_record_holds_the_accuracy_on_all_tests_and_on_the_first_of_them(small):
     said = []
     path = record_strategies(path=small / "strategies.jsonl", comparison=FEW, progress=said.append)

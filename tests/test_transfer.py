@@ -118,6 +118,7 @@ def stream(texts):
     return torch.tensor(ids)
 
 
+@pytest.mark.slow
 def test_every_rival_is_measured_in_nats_per_token_and_in_bits_per_byte(recorded):
     record, _ = recorded
     test_N, train_N = stream(held_out()), stream(map(normalize, data.training_texts()))
@@ -134,6 +135,7 @@ def test_every_rival_is_measured_in_nats_per_token_and_in_bits_per_byte(recorded
     assert value(record, "unigram", "bits_per_byte") < value(record, "uniform", "bits_per_byte")
 
 
+@pytest.mark.slow
 def test_compressors_read_the_training_text_before_the_text_that_is_measured(recorded):
     training, measured = "\n".join(map(normalize, data.training_texts())), "\n".join(held_out())
     for name in COMPRESSORS:
@@ -142,6 +144,7 @@ def test_compressors_read_the_training_text_before_the_text_that_is_measured(rec
         assert found != compressed_bits_per_byte(name, "", measured)
 
 
+@pytest.mark.slow
 def test_samples_are_compared_with_as_many_beginnings_of_real_reviews(recorded):
     """One review of the held-out ones is shorter than a sample at least: it is passed over."""
     beginnings = [ids[:60] for ids in TOKENIZER.encode_all(held_out()) if len(ids) >= 60][:6]
@@ -153,6 +156,7 @@ def test_samples_are_compared_with_as_many_beginnings_of_real_reviews(recorded):
     assert value(recorded[0], "reviews", "distinct_3") < 1
 
 
+@pytest.mark.slow
 def test_a_second_sitting_adds_nothing_and_one_with_other_models_is_refused(recorded, stand_ins):
     record, said = recorded
     assert len(said) == len(record.rows()) == 2 * 6 + 2 * 2 + 2
@@ -218,6 +222,7 @@ def tuned(encoder, how, sample, tests, seed):
     return (predictions(classifier, test_texts, TOKENIZER).argmax(1) == test_labels).mean()
 
 
+@pytest.mark.slow
 def test_every_method_is_measured_on_the_same_samples_and_tests(transferred):
     record, said = transferred
     assert len(said) == len(record.rows()) == len(transfer.METHODS) * 2 * 2
@@ -270,6 +275,7 @@ def test_scratch_begins_from_other_weights_than_the_shipped_ones_and_with_an_eve
     assert (how_scratch.seed, how_other.seed) == (0, 1)
 
 
+@pytest.mark.slow
 def test_a_stopped_recording_goes_on_row_by_row(transferred, tmp_path, monkeypatch):
     record, _ = transferred
     asked, measure = [], transfer.accuracy
@@ -295,6 +301,7 @@ def test_a_stopped_recording_goes_on_row_by_row(transferred, tmp_path, monkeypat
     assert [row["value"] for row in rows[:3]] == [row["value"] for row in record.rows()[:3]]
 
 
+@pytest.mark.slow
 def test_a_recording_does_not_go_on_with_another_encoder_or_other_samples(transferred, stand_ins):
     record, _ = transferred
     before = record.path.read_bytes()

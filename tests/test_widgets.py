@@ -9,6 +9,7 @@ import matplotlib.pyplot
 import numpy as np
 import pytest
 import torch
+from few import few
 
 from course_lib import data, objectives, plots
 from course_lib.runtime import seeded
@@ -43,7 +44,7 @@ def sliders(box):
     return {name: control for name, control in box.controls.items() if hasattr(control, "min")}
 
 
-@pytest.mark.parametrize("name", EXPLORERS)
+@pytest.mark.parametrize("name", few(EXPLORERS, "fill in"))
 def test_an_explorer_survives_every_setting_and_comes_back(name):
     box = EXPLORERS[name]()
     before = {key: control.value for key, control in box.controls.items()}
@@ -62,7 +63,7 @@ def test_every_control_can_be_found_without_eyes(name):
     assert len(box.words.value) > 200
 
 
-@pytest.mark.parametrize("name", ["masking", "objectives"])
+@pytest.mark.parametrize("name", few(["masking", "objectives"], "masking"))
 def test_moving_a_slider_changes_picture_and_words(name):
     box = EXPLORERS[name]()
     for control in sliders(box).values():
@@ -234,6 +235,7 @@ def test_roles_tell_the_fates_apart():
     assert roles_of(ids_BT, batch, vocabulary) == [["special", "context", "hidden", "swapped", "kept", "padding"]]
 
 
+@pytest.mark.slow
 def test_the_hidden_share_is_seen_in_the_picture():
     def blue(prob):
         picture = plots.png(draw_masking(compute_masking(BATCH, TOKENIZER, mask_prob=prob)))
@@ -256,7 +258,7 @@ IDS = encode(TEXT, TOKENIZER)
 SETTINGS = list(itertools.product((0.0, 0.5, 1.0), (1.0, 4.5, 8.0), (0, 10, 20)))  # ends and middle of every control
 
 
-@pytest.mark.parametrize("objective", data.OBJECTIVES)
+@pytest.mark.parametrize("objective", few(data.OBJECTIVES, "causal"))
 def test_what_is_shown_fits_together(objective):
     for prob, span, seed in SETTINGS:
         view = compute_objective(IDS, TOKENIZER, objective, prob=prob, mean_span=span, seed=seed)
@@ -307,6 +309,7 @@ def test_the_share_decides_how_much_is_asked():
         assert counts == sorted(set(counts)), objective
 
 
+@pytest.mark.slow
 def test_five_tasks_are_drawn_from_real_batches():
     figures = [plots.png(five_tasks(text, TOKENIZER)) for text in (TEXT, REVIEWS[0], "Good film")]
     assert len(set(figures)) == 3

@@ -8,6 +8,7 @@ import matplotlib.pyplot
 import numpy as np
 import pytest
 import torch
+from few import few
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from peft_models import scramble
@@ -248,8 +249,11 @@ def test_settings_that_are_not_there_are_refused(bench, wrong, words):
 LARGE = {"n_trained": 123_456_789, "n_layers": 224, "share": 0.98765, "scale": 64.0, "moved": 987.6}
 
 
-@pytest.mark.parametrize("settings", [{}, {"rank": 1, "alpha": 1}, {"rank": 128, "targets": "every linear layer"},
-                                      {"layer": "encoder.layer.1.attention.self.key"}, LARGE], ids=str)  # fmt: skip
+LOOKED_AT = [{}, {"rank": 1, "alpha": 1}, {"rank": 128, "targets": "every linear layer"},
+             {"layer": "encoder.layer.1.attention.self.key"}, LARGE]  # fmt: skip
+
+
+@pytest.mark.parametrize("settings", few(LOOKED_AT, LARGE), ids=str)
 def test_the_picture_of_an_update_can_be_read(bench, settings):
     view = replace(bench.compute(), **LARGE) if settings is LARGE else bench.compute(**settings)
     figure = draw_low_rank(view)
@@ -397,7 +401,10 @@ def test_what_is_not_there_is_refused_with_what_is(wrong, words):
         looking().compute(**wrong)
 
 
-@pytest.mark.parametrize(("text", "length"), [(TEXTS[0], 0), (TEXTS[0], 1), (TEXTS[1], 0), (TEXTS[1], 16)])
+PREFIXED = [(TEXTS[0], 0), (TEXTS[0], 1), (TEXTS[1], 0), (TEXTS[1], 16)]
+
+
+@pytest.mark.parametrize(("text", "length"), few(PREFIXED, PREFIXED[-1]))
 def test_the_picture_of_a_prefix_can_be_read(text, length):
     view = looking(length=max(length, 1)).compute(length=length, layer=2, head=3, text=text)
     figure = draw_prefix(view)
@@ -456,6 +463,7 @@ def test_every_control_can_be_found_without_eyes(explorer):
     assert "aria-live" in explorer.words.value
 
 
+@pytest.mark.slow
 def test_moving_a_control_changes_picture_and_words(explorer):
     for name, control in explorer.controls.items():
         start, before = control.value, (explorer.image.value, explorer.words.value)

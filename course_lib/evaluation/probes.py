@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from sklearn.feature_extraction.text import TfidfVectorizer
 from sklearn.linear_model import LogisticRegression
-from sklearn.pipeline import make_pipeline
+from sklearn.pipeline import Pipeline, make_pipeline
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
@@ -38,16 +38,21 @@ def frozen_features(
     tokenizer: Tokenizer,
     *,
     frame: tuple[str, str] | None = None,
+    max_tokens: int = COMPARISON_TOKENS,
     batch_size: int = 64,
     dtype: torch.dtype | None = None,
 ) -> np.ndarray:
-    """float32 [N, E]: the model's last hidden state averaged over each text's first tokens. Nothing is trained.
+    """float32 [N, E]: the model's `features` of each text's first tokens: for a language model its last hidden state,
+    averaged. Nothing is trained.
 
     frame: the special tokens around a text, those that the model was trained with (default: the vocabulary's).
-    Raises ValueError for no texts, a batch of none, or a model shorter than COMPARISON_TOKENS and their frame.
+    max_tokens: how many of a text are read.
+    Raises ValueError for no texts, a batch of none, or a model shorter than max_tokens and their frame.
     """
-    if not texts or batch_size < 1:
-        raise ValueError(f"{len(texts)} texts in batches of {batch_size}: give at least one of each")
+    if not texts or batch_size < 1 or max_tokens < 1:
+        raise ValueError(
+            f"{len(texts)} texts of {max_tokens} tokens in batches of {batch_size}: give at least one of each"
+        )
     device = next(model.parameters()).device
     encoded, vocabulary = tokenizer.encode_all(texts), tokenizer.vocabulary
     frame = frame or vocabulary.frame
@@ -56,7 +61,7 @@ def frozen_features(
     with evaluating(model):
         for start in range(0, len(order), batch_size):
             sequences = [encoded[n] for n in order[start : start + batch_size]]
-            ids_BT = pad(sequences, vocabulary, length=COMPARISON_TOKENS + 2, frame=frame).to(device)
+            ids_BT = pad(sequences, vocabulary, length=max_tokens + 2, frame=frame).to(device)
             with autocast(device, dtype):
                 rows.append(model.features(ids_BT, ids_BT != vocabulary.pad).float().cpu())
     features_NE = torch.cat(rows)
@@ -79,15 +84,28 @@ def probe_accuracy(
     return float(probe.fit(train_NE, train_labels).score(test_NE, test_labels))
 
 
-def bag_of_words_predictions(
-    train_texts: Sequence[str], train_labels: np.ndarray, test_texts: Sequence[str]
-) -> np.ndarray:
-    """[N]: labels from TF-IDF over words and word pairs with logistic regression, the baseline that must be beaten."""
+def fit_bag_of_words(texts: Sequence[str], labels: np.ndarray) -> Pipeline:
+    """TF-IDF over words and word pairs with logistic regression, fitted: the baseline that must be beaten.
+
+    Its `predict` gives the labels [N] of other texts, `predict_proba` their probabilities [N, C].
+    Raises scikit-learn's ValueError for lengths that differ, texts without a word, or labels all of one class.
+
+    >>> judge = fit_bag_of_words(["a good film", "a bad film"], np.array([1, 0]))
+    >>> judge.predict(["good, very good", "bad"]).tolist()
+    [1, 0]
+    """
     model = make_pipeline(
         TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=r"(?u)\b\w+\b"),
         LogisticRegression(C=10.0, max_iter=1000),
     )
-    return model.fit(train_texts, train_labels).predict(test_texts)
+    return model.fit(texts, labels)
+
+
+def bag_of_words_predictions(
+    train_texts: Sequence[str], train_labels: np.ndarray, test_texts: Sequence[str]
+) -> np.ndarray:
+    """[N]: the labels that `fit_bag_of_words` on the training texts gives to the test texts."""
+    return fit_bag_of_words(train_texts, train_labels).predict(test_texts)
 
 
 def bag_of_words_accuracy(

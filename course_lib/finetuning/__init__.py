@@ -1,5 +1,61 @@
-"""A pre-trained model becomes a classifier: a head on top, fitted first, then everything together."""
+"""A pre-trained model becomes a classifier, or one that follows instructions: heads, batches, templates, training."""
 
-from course_lib.finetuning.classifier import Classifier, FineTuning, fine_tune, fit_head, predictions
+from course_lib.finetuning.collators import (
+    ClassificationCollator,
+    Collated,
+    DefaultCollator,
+    GenerationCollator,
+    Padding,
+    Seq2SeqCollator,
+    as_batch,
+    collated_batches,
+    length_grouped,
+)
+from course_lib.finetuning.heads import POOLINGS, Classifier, Writer, pool
+from course_lib.finetuning.instructions import (
+    HEADERS,
+    Encoded,
+    Instruction,
+    Turn,
+    encode,
+    encode_chat,
+    encode_prompt,
+    pack,
+    parse,
+    prompt_of,
+    render,
+)
+from course_lib.finetuning.tuning import Epoch, FineTuning, epochs, fine_tune, fit_head, predictions
 
-__all__ = ["Classifier", "FineTuning", "fine_tune", "fit_head", "predictions"]
+__all__ = [
+    "HEADERS",
+    "POOLINGS",
+    "ClassificationCollator",
+    "Classifier",
+    "Collated",
+    "DefaultCollator",
+    "Encoded",
+    "Epoch",
+    "FineTuning",
+    "GenerationCollator",
+    "Instruction",
+    "Padding",
+    "Seq2SeqCollator",
+    "Turn",
+    "Writer",
+    "as_batch",
+    "collated_batches",
+    "encode",
+    "encode_chat",
+    "encode_prompt",
+    "epochs",
+    "fine_tune",
+    "fit_head",
+    "length_grouped",
+    "pack",
+    "parse",
+    "pool",
+    "predictions",
+    "prompt_of",
+    "render",
+]

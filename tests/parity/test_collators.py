@@ -19,6 +19,7 @@ from course_lib.vocabulary import IGNORE_INDEX
 
 transformers = pytest.importorskip("transformers")
 
+pytestmark = pytest.mark.slow
 ROLES = ("pad", "unk", "bos", "eos", "cls", "sep", "mask")
 MASK_PROB = 0.15
 

@@ -61,7 +61,7 @@ from course_lib.vocabulary import Vocabulary
 transformers = pytest.importorskip("transformers", reason="install the extra [interop] for the parity tests")
 peft = pytest.importorskip("peft", reason="install the extra [interop] for the parity tests")
 
-pytestmark = pytest.mark.filterwarnings("ignore::UserWarning:peft")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore::UserWarning:peft")]
 TOLERANCE = 1e-5  # relative to the largest value compared, fp32
 FAR = 2e-5  # of ours to theirs: two ways to the same sums
 FEW = settings(max_examples=5)  # a slow test below draws more

@@ -97,6 +97,7 @@ def test_weights_from_transformers_load_here(name, tmp_path):
         assert differ(load_model(tmp_path)(IDS_BT).logits, theirs(IDS_BT).logits) < TOLERANCE
 
 
+@pytest.mark.slow
 def test_minilm_in_our_encoder_is_minilm():
     ours, tokenizer = load_minilm()
     theirs = transformers.AutoModel.from_pretrained(minilm_folder(), local_files_only=True).eval()
