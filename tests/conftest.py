@@ -1,5 +1,5 @@
 """What every test starts from: one thread, for small tensors only wait for each other on two, and the same examples
-of every property on every run."""
+of every property on every run, fewer of them where slow tests are left out."""
 
 import gc
 
@@ -23,7 +23,11 @@ settings.register_profile(
     max_examples=150,
     suppress_health_check=[HealthCheck.too_slow],
 )
-settings.load_profile("course")
+settings.register_profile("quick", settings.get_profile("course"), max_examples=30)
+
+
+def pytest_configure(config):
+    settings.load_profile("quick" if "not slow" in config.option.markexpr else "course")
 
 
 @pytest.fixture(autouse=True, scope="session")

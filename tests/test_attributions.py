@@ -95,6 +95,7 @@ class Traps(Bag):
 
     def __init__(self):
         super().__init__()
+        del self.words
         self.positions, self.segments, self.words = nn.Embedding(20, 4), nn.Embedding(20, 4), self.Scaled(20, 4)
 
     def forward(self, input_ids_BT, is_real_BT):
@@ -207,8 +208,12 @@ def test_the_error_is_a_share_of_what_is_explained():
     assert Attribution((1, 2, 3), values_T, 1.0, 1.0, 16).error == float("inf")
 
 
-def test_points_are_doubled_until_the_error_is_small_enough_or_there_are_enough():
-    model = classifier("rotary encoder")
+def test_points_are_doubled_until_the_error_is_small_enough_or_there_are_enough(monkeypatch):
+    model, tried = classifier("rotary encoder"), []
+    right = attributions.leggauss
+    monkeypatch.setattr(attributions, "leggauss", lambda steps: tried.append(steps) or right(steps))
+    explained(model, tolerance=0, most_steps=200)
+    assert tried == [32, 64, 128, 200]
     assert explained(model, tolerance=float("inf")).steps == 32
     assert [explained(model, tolerance=0, most_steps=most).steps for most in (1, 5, 32, 100)] == [1, 5, 32, 100]
     with_one = explained(model, most_steps=1)
@@ -220,7 +225,7 @@ def test_points_are_doubled_until_the_error_is_small_enough_or_there_are_enough(
 # --- other ways to compute the same
 
 
-def by_a_plain_loop(model, ids_T, baseline_id, points=200):
+def by_a_plain_loop(model, ids_T, baseline_id, points=100):
     """A midpoint sum over a model whose word table holds the point's embeddings in its first rows, one point at a
     time."""
     model = copy.deepcopy(model)

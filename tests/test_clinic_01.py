@@ -7,6 +7,8 @@ from clinics import clinic_of
 from course_lib import runs
 from course_lib.layers import TransformerConfig
 
+pytestmark = pytest.mark.slow  # whole cells of a chapter
+
 
 @pytest.fixture(scope="module")
 def chapter():

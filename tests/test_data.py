@@ -155,6 +155,7 @@ def test_the_judge_keeps_the_3000_smallest_identities():
 # ---------------------------------------------------------------- the packaged reviews
 
 
+@pytest.mark.slow
 def test_the_reviews_are_those_of_the_package():
     reviews = load_reviews()
     assert Counter(review.source for review in reviews).keys() == {"imdb", "rotten_tomatoes"}
@@ -165,6 +166,7 @@ def test_the_reviews_are_those_of_the_package():
     assert abs(n_positive / len(reviews) - 0.5) < 0.01
 
 
+@pytest.mark.slow
 def test_one_source_can_be_asked_for():
     both = [reviews_of("dev", "imdb"), reviews_of("dev", "rotten_tomatoes")]
     assert all(review.source == "imdb" and review.split == "dev" for review in both[0])

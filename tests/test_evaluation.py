@@ -92,10 +92,12 @@ def holds_95_of_100(interval) -> bool:
     return stats.binomtest(held, 4000, 0.95).pvalue > 1e-4
 
 
+@pytest.mark.slow
 def test_the_interval_of_a_mean_over_seeds_holds_the_truth_in_95_of_100_measurements():
     assert holds_95_of_100(mean_interval)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mutant", [by_the_normal, by_the_wrong_spread])
 def test_the_check_above_refuses_an_interval(mutant):
     assert not holds_95_of_100(mutant)

@@ -9,6 +9,7 @@ from itertools import takewhile
 
 import pytest
 import torch
+from few import few
 from hypothesis import given
 from hypothesis import strategies as st
 from tiny import differ, tiny
@@ -130,11 +131,12 @@ def slow_logits():
 # ---------------------------------------------------------------- cache, padding and batch change nothing
 
 
-@pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
+@pytest.mark.parametrize("sampling", few(SAMPLINGS.values(), GREEDY, SAMPLINGS["all"]), ids=SAMPLINGS)
 def test_a_batch_with_a_cache_writes_what_each_prompt_does_alone_and_without(sampling):
     assert is_as_if_slow(sampling)
 
 
+@pytest.mark.slow
 def test_a_batch_is_its_prompts_one_after_another_with_the_same_generator():
     for sampling in SAMPLINGS.values():
         for stop_ids in ((), range(9, 20)):  # where a row stops early, the next still begins with the same number
@@ -407,7 +409,7 @@ def test_no_token_is_written_that_the_tokenizer_does_not_have():
     assert min(i for row in control for i in row) >= 50
 
 
-@pytest.mark.parametrize("sampling", SAMPLINGS.values(), ids=SAMPLINGS)
+@pytest.mark.parametrize("sampling", few(SAMPLINGS.values(), GREEDY, SAMPLINGS["all"]), ids=SAMPLINGS)
 def test_a_row_ends_before_its_first_stop_and_the_others_go_on(sampling):
     full = written(stop_ids=(), **sampling)
     assert [len(row) for row in full] == [NEW] * 4

@@ -221,6 +221,7 @@ def test_which_text_was_read_and_which_is_measured_matters(name):
     )
 
 
+@pytest.mark.slow
 def test_compressed_bits_are_what_the_size_grows_by_for_each_byte_of_the_text_behind():
     train, test = "aé" + hex_text(500), "é" * 400 + hex_text(300, seed=1)
     for name, compress in COMPRESSORS.items():
@@ -228,6 +229,7 @@ def test_compressed_bits_are_what_the_size_grows_by_for_each_byte_of_the_text_be
         assert compressed_bits_per_byte(name, train, test) == 8 * grown / (2 * 400 + 300)
 
 
+@pytest.mark.slow
 def test_bzip2_forgets_what_lies_a_block_behind():
     early = hex_text(20_000)
     assert compressed_bits_per_byte("bzip2", early + "0" * 10_000, early) < 2

@@ -115,6 +115,7 @@ def test_causal_predicts_the_next_real_token_of_each_real_token(ids_BT):
         assert torch.equal(sees, visible & (row != PAD))
 
 
+@pytest.mark.slow
 @given(rows, st.integers(1, 9))
 @on_hard_rows(3)
 def test_documents_of_a_row_neither_see_nor_predict_each_other(ids_BT, n):

@@ -182,6 +182,7 @@ def test_a_model_that_was_saved_twice_in_bfloat16_is_rounded_once(tmp_path):
     assert model_files(load_model(tmp_path), dtype=BF16) == files
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["gpt2", "bert", "roformer"])
 def test_in_bfloat16_a_model_opens_in_transformers_with_equal_logits_in_fp32(name, tmp_path):
     transformers = pytest.importorskip("transformers", reason="install the extra [interop]")

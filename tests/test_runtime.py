@@ -66,6 +66,7 @@ def test_seeds_that_differ_in_value_order_or_number_give_unrelated_streams():
     assert streams_are_unrelated(seeded)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mix", [sum, lambda seeds: seeds[0], lambda seeds: hash(tuple(sorted(seeds)))])
 def test_the_check_above_refuses(mix):
     assert not streams_are_unrelated(lambda *seeds: torch.Generator().manual_seed(mix(seeds) & 0xFFFF))

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from few import few
 from safetensors.torch import load_file
 
 from course_lib import data, runs
@@ -51,7 +52,7 @@ def test_pretraining_reads_training_texts_and_no_others(monkeypatch):
     assert "film of its own kind" in data.course_tokenizer().decode(train_rows.ids_NT[0].tolist())
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", few(NAMES, "encoder"))
 def test_a_checkpoint_is_what_its_card_says(name):
     folder = CHECKPOINTS_FOLDER / name
     card = (folder / "README.md").read_text("utf-8")

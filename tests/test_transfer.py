@@ -174,6 +174,7 @@ def test_a_second_sitting_adds_nothing_and_one_with_other_models_is_refused(reco
 # ---------------------------------------------------------------- samples
 
 
+@pytest.mark.slow
 def test_samples_have_their_length_hold_no_special_token_and_are_fixed_by_their_seed():
     drawn = language.samples(7, 15)
     assert [len(ids) for ids in drawn] == [15] * 7
@@ -184,6 +185,7 @@ def test_samples_have_their_length_hold_no_special_token_and_are_fixed_by_their_
     assert len({tuple(ids) for ids in language.samples(60, 3)}) == 60
 
 
+@pytest.mark.slow
 def test_samples_are_what_the_decoder_writes_from_nothing_without_an_end():
     vocabulary, generator = TOKENIZER.vocabulary, seeded(0)
     write = lambda **more: generate(load_checkpoint("decoder"), [[vocabulary.bos]] * 50, vocabulary, max_new_tokens=12,
@@ -192,6 +194,7 @@ def test_samples_are_what_the_decoder_writes_from_nothing_without_an_end():
     assert any(len(ids) < 12 for ids in write())  # the control: [EOS] would come
 
 
+@pytest.mark.slow
 def test_a_sample_that_holds_a_slur_is_left_out_and_another_drawn(monkeypatch):
     everything = language.samples(100, 8)
     is_bad = lambda text: "z" in text
@@ -256,6 +259,7 @@ def test_no_method_reads_further_than_the_others(method):
         assert transfer.accuracy(method, sample, sample, seed=0) == 1.0
 
 
+@pytest.mark.slow
 def test_scratch_begins_from_other_weights_than_the_shipped_ones_and_with_an_even_head(monkeypatch):
     begun = []
 

@@ -258,7 +258,8 @@ IDS = encode(TEXT, TOKENIZER)
 SETTINGS = list(itertools.product((0.0, 0.5, 1.0), (1.0, 4.5, 8.0), (0, 10, 20)))  # ends and middle of every control
 
 
-@pytest.mark.parametrize("objective", few(data.OBJECTIVES, "causal"))
+@pytest.mark.slow
+@pytest.mark.parametrize("objective", data.OBJECTIVES)
 def test_what_is_shown_fits_together(objective):
     for prob, span, seed in SETTINGS:
         view = compute_objective(IDS, TOKENIZER, objective, prob=prob, mean_span=span, seed=seed)

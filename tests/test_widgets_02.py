@@ -159,7 +159,8 @@ def test_a_preset_sets_the_controls_once_and_moving_one_leads_back_to_ones_own(m
     assert drawn[-1] == ScheduleSettings("linear", 2e-5, 2, 9, 0.0) and len(drawn) == 5
 
 
-@pytest.mark.parametrize("name", few(["peak", "warmup", "total", "floor"], "warmup"))
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["peak", "warmup", "total", "floor"])
 def test_moving_a_slider_changes_picture_and_words(explorer, name):
     control = explorer.controls[name]
     start, before = control.value, (explorer.image.value, explorer.words.value)
@@ -389,6 +390,7 @@ def test_train_now_starts_from_the_labs_defaults_wherever_the_sliders_stand(lab)
         lab.train_now(mask=0.3)
 
 
+@pytest.mark.slow
 def test_the_notebooks_random_numbers_are_neither_moved_nor_used(lab):
     torch.manual_seed(1)
     before = torch.random.get_rng_state()

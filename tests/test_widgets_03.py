@@ -457,6 +457,7 @@ def test_an_explorer_survives_every_setting_and_comes_back(explorer):
     assert matplotlib.pyplot.get_fignums() == []
 
 
+@pytest.mark.slow
 def test_every_control_can_be_found_without_eyes(explorer):
     for control in explorer.controls.values():
         assert control.description and control.tooltip

@@ -1,11 +1,13 @@
-"""Tasks whose answers can be checked, made of real training reviews: write a positive or a negative review, begin with
-given words, go on in one sentence, classify. And one that no model is tuned on, which asks for two of them at once.
+"""Tasks whose answers can be checked, made of real reviews: write a positive or a negative one, begin with given words,
+repeat them, go on in one sentence, classify. And one that no model is tuned on, which asks for two of them at once.
 """
 
+import itertools
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import numpy as np
 import torch
@@ -22,18 +24,22 @@ _END = re.compile(r"(?<=[.!?])[\s\"')]+(?=[A-Z\"'(])")
 
 @dataclass(frozen=True)
 class Task:
-    """wordings: how it is asked for in tuning; held_out: wordings that no model has been tuned on. sentiment: which one
-    is asked for, 0 or 1, where one is. begins, continues, classifies: what must be true of an answer (`obeyed`).
+    """wordings: all ways of asking for it; every fifth is kept for the test (`asked`). sentiment: which one is asked
+    for, 0 or 1, where one is. begins, continues, repeats, classifies: what must be true of an answer (`obeyed`).
     is_held_out: no model is tuned on it at all."""
 
     name: str
     wordings: tuple[str, ...]
-    held_out: tuple[str, ...]
     sentiment: int | None = None
     begins: bool = False
     continues: bool = False
+    repeats: bool = False
     classifies: bool = False
     is_held_out: bool = False
+
+    def asked(self, *, held_out: bool) -> tuple[str, ...]:
+        """The wordings that no model has been tuned on, or the others."""
+        return tuple(w for n, w in enumerate(self.wordings) if self.is_held_out or (n % 5 == 2) == held_out)
 
     def obeyed(self, asked: Instruction, written: str) -> bool:
         """Whether an answer has the right form, by rules alone: what sentiment it has, and whether a classification is
@@ -41,65 +47,82 @@ class Task:
         text, given = normalize(written), normalize(asked.input)
         if self.classifies:
             return text in SENTIMENTS
+        if self.repeats:
+            return text == given
         if self.begins:
             return text.startswith(given) and len(text) > len(given)
         if self.continues:
-            return bool(text) and len(sentences(written)) == 1 and text not in given
-        return bool(text)
+            return len(text.split()) > 1 and len(sentences(written)) == 1 and text not in given
+        return len(text.split()) > 1
+
+
+def _phrases(pattern: str, *choices: Sequence[str]) -> list[str]:
+    return [pattern.format(*chosen) for chosen in itertools.product(*choices)]
+
+
+_WRITE = ("Write", "Compose", "Give me")
+_REVIEW = ("review", "film review", "review of a film", "comment on a film")
+_TEXT = ("review", "text", "comment")
+_OPENS = ("begins with these words", "starts with these words", "opens with the words below")
+_KINDS = (
+    ("a negative", "an unfavourable", "a bad", "a scathing", "a harsh", "a critical"),
+    ("a positive", "a favourable", "a good", "a glowing", "an enthusiastic", "a kind"),
+)
+_FELT = (("hated", "disliked", "regretted", "did not enjoy"), ("loved", "liked", "admired", "enjoyed"))
+_IS = (("bad", "dull", "a failure", "not worth seeing"), ("good", "great", "a success", "worth seeing"))
+_DO = (("Criticize", "Pan", "Warn me of"), ("Praise", "Applaud", "Recommend"))
+
+
+def _write(label: int) -> Task:
+    wordings = (
+        *_phrases("{} {} {}.", _WRITE, _KINDS[label], _REVIEW),
+        *_phrases("{} a film that you {}.", ("Write about", "Describe", "Tell me of"), _FELT[label]),
+        *_phrases("{} a film is {}.", ("Say why", "Tell me why"), _IS[label]),
+        *_phrases("{} a {}.", _DO[label], ("film", "movie")),
+    )
+    return Task(SENTIMENTS[label], wordings, sentiment=label)
+
+
+def _write_begun(label: int) -> Task:
+    wordings = _phrases("{} {} {} that {}.", _WRITE, _KINDS[label][:2], _REVIEW[:2], _OPENS)
+    return Task(f"{SENTIMENTS[label]}, begun", tuple(wordings), sentiment=label, begins=True, is_held_out=True)
 
 
 TASKS = {
     task.name: task
     for task in (
-        Task(
-            "positive",
-            ("Write a positive review.", "Write a review of a film that you liked.", "Praise a film.",
-             "Say why a film is good.", "Recommend a film in a sentence."),
-            ("Write a favourable review.", "Write a review of a film that you loved.", "Say something good of a film."),
-            sentiment=1,
-        ),
-        Task(
-            "negative",
-            ("Write a negative review.", "Write a review of a film that you disliked.", "Criticize a film.",
-             "Say why a film is bad.", "Warn of a film in a sentence."),
-            ("Write an unfavourable review.", "Write a review of a film that you hated.",
-             "Say something bad of a film."),
-            sentiment=0,
-        ),
+        _write(1),
+        _write(0),
         Task(
             "classify",
-            ("Classify the review.", "Is this review positive or negative?", "What is the sentiment of this review?"),
-            ("Does the writer like the film? Answer positive or negative.", "Name the sentiment of the review."),
+            (
+                *_phrases("{} {} {}.", ("Classify", "Judge", "Rate"), ("the", "this"), _TEXT),
+                *_phrases("Is {} {} positive or negative?", ("the", "this"), _TEXT),
+                *_phrases("What is the sentiment of {} {}?", ("the", "this"), _TEXT),
+                *_phrases("Does {} {} praise the film or pan it?", ("the", "this"), _TEXT),
+            ),
             classifies=True,
         ),
-        Task(
-            "begin",
-            ("Begin a review with these words.", "Write a review that begins with these words.",
-             "Complete the review that begins so."),
-            ("Write a review. Its first words are these.", "Start a review with these words."),
-            begins=True,
-        ),
+        Task("begin", tuple(_phrases("{} a {} that {}.", _WRITE, _REVIEW, _OPENS)), begins=True),
         Task(
             "continue",
-            ("Continue the review in one sentence.", "Write the next sentence of this review.",
-             "Add one sentence to this review."),
-            ("Go on with one sentence.", "What could the next sentence of this review be?"),
+            (
+                *_phrases(
+                    "{} {} {} {} one sentence.", ("Continue", "Go on with"), ("the", "this"), _TEXT, ("in", "by")
+                ),
+                *_phrases("{} the next sentence of this {}.", _WRITE, _TEXT),
+            ),
             continues=True,
         ),
         Task(
-            "positive, begun",
-            (),
-            ("Write a positive review that begins with these words.",),
-            sentiment=1, begins=True, is_held_out=True,
+            "repeat",
+            tuple(_phrases("{} {}.", ("Repeat", "Copy", "Say again"), ("these words", "the words below", "this text"))),
+            repeats=True,
         ),
-        Task(
-            "negative, begun",
-            (),
-            ("Write a negative review that begins with these words.",),
-            sentiment=0, begins=True, is_held_out=True,
-        ),
+        _write_begun(1),
+        _write_begun(0),
     )
-}  # fmt: skip
+}
 
 
 def sentences(text: str) -> list[str]:
@@ -121,37 +144,38 @@ def make_examples(
     a sentence.
     Raises ValueError for a count below 1, or a task that has no such wordings.
     """
-    wordings = task.held_out if held_out else task.wordings
+    wordings = task.asked(held_out=held_out)
     if count < 1 or not wordings:
         raise ValueError(f"{count} examples of {task.name!r} in {len(wordings)} wordings: give at least 1 of each")
     generator = seeded(seed, sum(map(ord, task.name)))
-    maker = _maker(task, split, clear)
-    order = torch.randperm(len(maker.sources), generator=generator).tolist()
-    examples = []
-    for place in order[:count]:
-        drawn = torch.randint(2**31, (2,), generator=generator).tolist()
-        examples.append(maker.make(maker.sources[place], wordings[drawn[0] % len(wordings)], drawn[1]))
-    return examples
+    sources = _sources(task, split, clear)
+    order = torch.randperm(len(sources), generator=generator)[:count].tolist()
+    draws = torch.randint(2**31, (len(order), 2), generator=generator).tolist()
+    return [
+        _example(task, sources[place], wordings[first % len(wordings)], second)
+        for place, (first, second) in zip(order, draws, strict=True)
+    ]
 
 
-@dataclass(frozen=True)
-class _Maker:
-    sources: Sequence
-    make: Callable[..., Instruction]
-
-
-def _maker(task: Task, split: str, clear: float) -> _Maker:
+def _sources(task: Task, split: str, clear: float) -> Sequence[Any]:
+    """What a task's examples are made of: reviews, pairs of sentences, or sentences."""
     if task.classifies:
-        return _Maker(
-            _clean_reviews(split), lambda review, asked, _: Instruction(asked, review.text, SENTIMENTS[review.label])
-        )
+        return _clean_reviews(split)
     if task.continues:
-        return _Maker(_neighbours(split), lambda pair, asked, _: Instruction(asked, *pair))
-    if task.begins:
-        of = range(2) if task.sentiment is None else [task.sentiment]
-        texts = [text for label in of for text in clear_sentences(split, label, clear)]
-        return _Maker(texts, lambda text, asked, draw: Instruction(asked, _first_words(text, 2 + draw % 4), text))
-    return _Maker(clear_sentences(split, task.sentiment, clear), lambda text, asked, _: Instruction(asked, "", text))
+        return _neighbours(split)
+    if task.sentiment is not None:
+        return clear_sentences(split, task.sentiment, clear)
+    return _candidates(split)[0]
+
+
+def _example(task: Task, source: Any, wording: str, draw: int) -> Instruction:
+    if task.classifies:
+        return Instruction(wording, source.text, SENTIMENTS[source.label])
+    if task.continues:
+        return Instruction(wording, *source)
+    if task.repeats:
+        return Instruction(wording, words := _first_words(source, 2 + draw % 11), words)
+    return Instruction(wording, _first_words(source, 2 + draw % 4) if task.begins else "", source)
 
 
 @cache

@@ -8,7 +8,7 @@ import contextlib
 import copy
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, fields
 
 import numpy as np
 import torch
@@ -71,6 +71,11 @@ class FineTuning:
         if self.patience is not None and self.patience < 1:
             raise ValueError(f"patience is {self.patience}: wait for at least 1 epoch, or None")
         seeded(self.seed)
+
+    def described(self) -> dict:
+        """All settings by name, for a record; of the last four only those that are not at their default."""
+        defaults = {f.name: f.default for f in fields(self)[-4:]}
+        return {name: value for name, value in asdict(self).items() if defaults.get(name, ...) != value}
 
     @property
     def padding(self) -> Padding:

@@ -187,7 +187,7 @@ def about(efficiency: Efficiency) -> dict:
         "minilm_sha256": sha256_of(minilm_folder() / "model.safetensors"),
         "encoder_sha256": sha256_of(CHECKPOINTS_FOLDER / "encoder" / "model.safetensors"),
         "methods": {
-            name: asdict(method) | {"settings": {str(n): asdict(how) for n, how in method.settings.items()}}
+            name: asdict(method) | {"settings": {str(n): how.described() for n, how in method.settings.items()}}
             for name, method in METHODS.items()
         },
         "efficiency": asdict(efficiency),

@@ -138,7 +138,7 @@ def record_strategies(
     comparison = comparison or Comparison()
     about = {
         "minilm_sha256": sha256_of(minilm_folder() / "model.safetensors"),
-        "trials": {name: {"strategy": asdict(trial.strategy), "training": asdict(trial.training)}
+        "trials": {name: {"strategy": asdict(trial.strategy), "training": trial.training.described()}
                    for name, trial in TRIALS.items()},
         "comparison": asdict(comparison),
     }  # fmt: skip

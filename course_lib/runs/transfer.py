@@ -48,8 +48,8 @@ def record_transfer(
     probe = probe or SentimentProbe((100, 500, 3000), 5, 2000)
     about = {
         "encoder_sha256": sha256_of(CHECKPOINTS_FOLDER / "encoder" / "model.safetensors"),
-        "pretrained": {n: asdict(how) for n, how in PRETRAINED.items()},
-        "scratch": {n: asdict(how) for n, how in SCRATCH.items()},
+        "pretrained": {n: how.described() for n, how in PRETRAINED.items()},
+        "scratch": {n: how.described() for n, how in SCRATCH.items()},
         "probe": asdict(probe),
     }
     record = Record(path, command="course record transfer", about=about)

@@ -9,6 +9,8 @@ from course_lib.schedules import Schedule
 
 transformers = pytest.importorskip("transformers", reason="install the extra [interop] for the parity tests")
 
+pytestmark = pytest.mark.slow
+
 TOLERANCE = 1e-12
 
 

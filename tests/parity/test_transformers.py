@@ -11,6 +11,8 @@ from course_lib.runtime import seeded
 
 transformers = pytest.importorskip("transformers", reason="install the extra [interop] for the parity tests")
 
+pytestmark = pytest.mark.slow
+
 SMALL = TransformerConfig(vocab_size=8192, d_model=48, n_layers=3, n_heads=4, d_ff=96, max_len=40, norm_eps=1e-6)
 IDS_BT = torch.randint(107, 8192, (3, 33), generator=seeded(1))
 TOLERANCE = 1e-5  # relative to the largest value compared, fp32
@@ -97,7 +99,6 @@ def test_weights_from_transformers_load_here(name, tmp_path):
         assert differ(load_model(tmp_path)(IDS_BT).logits, theirs(IDS_BT).logits) < TOLERANCE
 
 
-@pytest.mark.slow
 def test_minilm_in_our_encoder_is_minilm():
     ours, tokenizer = load_minilm()
     theirs = transformers.AutoModel.from_pretrained(minilm_folder(), local_files_only=True).eval()
