@@ -127,7 +127,7 @@ def test_peak_memory_is_what_the_system_counts_in_bytes():
 
 def test_a_record_learns_the_versions_without_local_marks():
     machine = describe_machine()
-    assert set(machine) == {"processor", "cores", "threads", "system", "python", "torch"}
+    assert set(machine) == {"processor", "device", "cores", "threads", "system", "python", "torch"}
     assert re.fullmatch(r"\d+\.\d+\.\d+\w*", machine["torch"])
     assert machine["threads"] == torch.get_num_threads()
 

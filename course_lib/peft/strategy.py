@@ -214,7 +214,8 @@ def _modules_named(model: nn.Module, ends: Sequence[str]) -> tuple[str, ...]:
         names = [name for name, module in model.named_modules() if name and matches(name, [end])]
         names = [name for name in names if any(True for _ in model.get_submodule(name).parameters())]
         if not names:
-            there = ", ".join(name for name, _ in model.named_children())
+            children = model.named_children()
+            there = ", ".join(name for name, child in children if any(True for _ in child.parameters()))
             raise ValueError(f"modules_to_save names {end!r}, which is not there: this model has {there}")
         found += names
     return tuple(found)
