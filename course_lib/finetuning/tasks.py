@@ -165,7 +165,7 @@ def _sources(task: Task, split: str, clear: float) -> Sequence[Any]:
         return _neighbours(split)
     if task.sentiment is not None:
         return clear_sentences(split, task.sentiment, clear)
-    return _candidates(split)[0]
+    return labelled_sentences(split)[0]
 
 
 def _example(task: Task, source: Any, wording: str, draw: int) -> Instruction:
@@ -183,7 +183,7 @@ def clear_sentences(split: str, label: int, clear: float = 0.8) -> tuple[str, ..
     """Sentences of a split's reviews with this label of whose sentiment a bag of words is as sure as `clear`: one of
     Rotten Tomatoes, or the first or last of an IMDB review, whose label goes for the whole of it. The bag of words has
     read the training reviews only."""
-    found, labels = _candidates(split)
+    found, labels = labelled_sentences(split)
     is_asked_N = np.array([n for n, of in enumerate(labels) if of == label], dtype=int)
     sure_N = _sureness(split)[is_asked_N]
     return tuple(found[n] for n in is_asked_N[sure_N >= clear])
@@ -191,7 +191,7 @@ def clear_sentences(split: str, label: int, clear: float = 0.8) -> tuple[str, ..
 
 @cache
 def _sureness(split: str) -> np.ndarray:
-    found, labels = _candidates(split)
+    found, labels = labelled_sentences(split)
     return _bag_of_words().predict_proba(list(found))[np.arange(len(found)), list(labels)]
 
 
@@ -202,7 +202,9 @@ def _bag_of_words() -> object:
 
 
 @cache
-def _candidates(split: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
+def labelled_sentences(split: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
+    """Sentences that can stand alone, with the labels of their reviews: those of Rotten Tomatoes, and the first and
+    last of each IMDB review."""
     found: dict[str, int] = {}
     for review in _clean_reviews(split):
         parts = [review.text] if review.source == "rotten_tomatoes" else sentences(review.text)

@@ -2,10 +2,15 @@
 reviews, and judged on prompts that it has never seen, by rules and by a classifier that shares no text with it."""
 
 import itertools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
-from course_lib.data import course_tokenizer
+import numpy as np
+
+from course_lib.data import DATA_FOLDER, course_tokenizer, normalize
+from course_lib.evaluation import Interval, copied_share, proportion_interval
+from course_lib.files import sha256_of
 from course_lib.finetuning import (
     Encoded,
     GenerationCollator,
@@ -15,13 +20,16 @@ from course_lib.finetuning import (
     encode_prompt,
     length_grouped,
 )
-from course_lib.finetuning.tasks import TASKS, make_examples
+from course_lib.finetuning.tasks import TASKS, Task, clear_sentences, labelled_sentences, make_examples
 from course_lib.generation import generate
 from course_lib.model import Decoder
 from course_lib.objectives import Batch
 from course_lib.optimizers import make_optimizer
-from course_lib.peft import LoRA, Strategy, apply
-from course_lib.runtime import seeded
+from course_lib.peft import LoRA, Strategy, apply, load_adapter, save_adapter
+from course_lib.pretrained import CHECKPOINTS_FOLDER, load_checkpoint
+from course_lib.records import Record
+from course_lib.runs.judging import ADAPTERS_FOLDER, Judge, load_judge
+from course_lib.runtime import pick_device, seeded
 from course_lib.schedules import Schedule
 from course_lib.training import StepRecord, train
 
@@ -112,3 +120,109 @@ def answers(
         )  # fmt: skip
         written += [tokenizer.decode(row) for row in rows]
     return written
+
+
+@dataclass(frozen=True)
+class Assessed:
+    """What a decoder wrote for the prompts of one task. obeyed: whether each answer has the right form, by rules;
+    as_asked: whether it has the sentiment that was asked for (by the judge), or is the right class; None where the task
+    has no such thing."""
+
+    task: Task
+    asked: tuple[Instruction, ...]
+    written: tuple[str, ...]
+    obeyed: np.ndarray
+    as_asked: np.ndarray | None
+
+    def share_obeyed(self) -> Interval:
+        return proportion_interval(int(self.obeyed.sum()), len(self.obeyed))
+
+    def share_as_asked(self) -> Interval:
+        return proportion_interval(int(self.as_asked.sum()), len(self.as_asked))
+
+
+def assess(
+    decoder: Decoder, task: Task, count: int, sampling: Sampling = Sampling(), *, judge: Judge | None = None
+) -> Assessed:
+    """Let a decoder answer prompts made of test reviews, in wordings that it has not been tuned on, and judge them."""
+    judge = judge or load_judge()
+    asked = make_examples(task, count, split="test", held_out=True)
+    written = answers(decoder, asked, sampling)
+    obeyed = np.array([task.obeyed(one, text) for one, text in zip(asked, written, strict=True)])
+    as_asked = None
+    if task.classifies:
+        as_asked = np.array([normalize(text) == one.output for one, text in zip(asked, written, strict=True)])
+    elif task.sentiment is not None:
+        as_asked = (judge.positive(written) >= 0.5) == bool(task.sentiment)
+    return Assessed(task, tuple(asked), tuple(written), obeyed, as_asked)
+
+
+def originality(written: Sequence[str], *, n: int = 8) -> tuple[float, float]:
+    """The share of the n-grams of written texts that stand in the text of tuning word for word, and the same share for
+    as many sentences that people wrote and no model has read: what any reviews have in common."""
+    encode_all, eos = course_tokenizer().encode_all, course_tokenizer().vocabulary.eos
+    tuning = [i for ids in encode_all(labelled_sentences("train")[0]) for i in (*ids, eos)]
+    people = [text for label in (0, 1) for text in clear_sentences("test", label, 0.9)[: len(written) // 2]]
+    written_share, people_share = (
+        copied_share([ids for ids in encode_all(texts) if len(ids) >= n], tuning, n) for texts in (written, people)
+    )
+    return written_share, people_share
+
+
+def record_following(
+    *,
+    path: Path = DATA_FOLDER / "records" / "following.jsonl",
+    folder: Path = ADAPTERS_FOLDER / "instructions",
+    how: Following | None = None,
+    count: int = 100,
+    progress: Callable[[str], None] = print,
+) -> Path:
+    """Tune the decoder to follow instructions, save its adapter, and write down its loss and how it and the decoder
+    before tuning answer `count` prompts of each task. An adapter that is there already is only judged."""
+    how = how or Following()
+    about = {"following": asdict(how), "sampling": asdict(Sampling()), "count": count}
+    about["decoder_sha256"] = sha256_of(CHECKPOINTS_FOLDER / "decoder" / "model.safetensors")
+    record = Record(path, command="course record following", about=about)
+    record.check_about()
+    decoder = load_checkpoint("decoder").to(pick_device())
+    _add_assessment(record, "before", decoder, count, progress)
+    if not (folder / "adapter_config.json").exists():
+        for row in follow(decoder, how):
+            if row.step % 10 == 0 or row.step <= 10:
+                record.add(name="tuning", seed=how.seed, step=row.step, metric="loss", value=row.loss)
+            if row.step % 100 == 0:
+                progress(f"step {row.step} of {how.steps}, loss {row.loss:.3f}")
+        save_adapter(decoder, folder)
+    else:
+        load_adapter(decoder, folder)
+    _add_assessment(record, "after", decoder, count, progress)
+    return path
+
+
+def load_follower() -> Decoder:
+    """The course's decoder with the adapter that it ships for following instructions."""
+    decoder = load_checkpoint("decoder")
+    load_adapter(decoder, ADAPTERS_FOLDER / "instructions")
+    return decoder.to(pick_device()).eval()
+
+
+def _add_assessment(record: Record, when: str, decoder: Decoder, count: int, progress: Callable[[str], None]) -> None:
+    reviews = []
+    for name, task in TASKS.items():
+        done = assess(decoder, task, count)
+        keys = {"name": f"{when}, {name}", "seed": 0, "step": count}
+        record.add(**keys, metric="obeyed", value=done.obeyed.mean())
+        if done.as_asked is not None:
+            record.add(**keys, metric="as asked", value=done.as_asked.mean())
+        progress(f"{when}, {name}: obeyed {done.obeyed.mean():.3f}")
+        if task.sentiment is not None and not task.begins:
+            reviews += done.written
+    copied, common = originality(reviews)
+    values = {
+        "distinct": len({normalize(text) for text in reviews}) / len(reviews),
+        "median words": float(np.median([len(text.split()) for text in reviews])),
+        "copied": copied,
+        "copied by people": common,
+    }
+    for metric, value in values.items():
+        record.add(name=f"{when}, reviews", seed=0, step=len(reviews), metric=metric, value=value)

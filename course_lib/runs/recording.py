@@ -18,6 +18,9 @@ from course_lib.model import LanguageModel
 from course_lib.objectives import Batch
 from course_lib.optimizers import Optimizer, make_optimizer
 from course_lib.records import Record
+from course_lib.runs.efficiency import record_efficiency
+from course_lib.runs.following import record_following
+from course_lib.runs.judging import record_judge
 from course_lib.runs.laboratory import Laboratory, training_rows
 from course_lib.runs.language import record_language
 from course_lib.runs.pretraining import pretrain
@@ -112,6 +115,9 @@ RECORDERS: dict[str, Callable[..., Path]] = {
     "language": record_language,
     "transfer": record_transfer,
     "strategies": record_strategies,
+    "efficiency": record_efficiency,
+    "judge": record_judge,
+    "following": record_following,
 }
 
 
