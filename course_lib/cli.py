@@ -2,6 +2,8 @@
 
 import argparse
 import contextlib
+import dataclasses
+import functools
 import importlib.util
 import os
 import re
@@ -50,6 +52,8 @@ def _parser() -> argparse.ArgumentParser:
     run.set_defaults(run=_run)
 
     _add_pretrain(commands)
+    _add_finetune(commands)
+    _add_predict(commands)
 
     record = commands.add_parser("record", help="make a recorded run again, or go on with it where it was stopped")
     record.add_argument("name", metavar="NAME", help="the record, as in data/records/NAME.jsonl")
@@ -86,6 +90,47 @@ def _add_pretrain(commands: argparse._SubParsersAction) -> None:
     pretrain.add_argument("--save-every", type=_count, metavar="STEPS", help="steps between checkpoints")
     pretrain.add_argument("--keep", type=_count, default=2, metavar="N", help="how many of the last checkpoints stay")
     pretrain.set_defaults(run=_pretrain)
+
+
+def _add_finetune(commands: argparse._SubParsersAction) -> None:
+    finetune = commands.add_parser(
+        "finetune", help="fine-tune a classifier, or a decoder that follows instructions, and judge it"
+    )
+    finetune.add_argument("--out", required=True, metavar="FOLDER", help="where report, curves and adapter go")
+    finetune.add_argument(
+        "--data", metavar="PATH", help="your own .csv or .jsonl: text,label or instruction,input,output"
+    )
+    finetune.add_argument("--source", help="packaged reviews instead: imdb or rotten_tomatoes")
+    finetune.add_argument(
+        "--labels", type=_count, metavar="N", help="how many of these, half of each kind (default: 100)"
+    )
+    finetune.add_argument("--tests", type=_count, metavar="N", help="texts to test on, at most (packaged: 500)")
+    finetune.add_argument("--base", help="minilm, encoder, decoder, or a folder with a model and its tokenizer.json")
+    finetune.add_argument("--strategy", default="lora", help="full, lora, prefix, adapter or bitfit (default: lora)")
+    finetune.add_argument("--rank", type=_count, help="of LoRA (default: 8)")
+    finetune.add_argument("--rate", type=float, help="peak learning rate")
+    finetune.add_argument("--epochs", type=_count, metavar="N", help="default: the more, the fewer the examples")
+    finetune.add_argument("--batch-size", type=_count, metavar="N", help="examples in a batch (default: 16)")
+    finetune.add_argument("--max-tokens", type=_count, metavar="N", help="how much of a text is read")
+    finetune.add_argument("--pooling", help="mean, cls or last, of a classifier (default: mean, of a decoder last)")
+    finetune.add_argument("--seed", type=_count, default=0, help="of sample, new parameters and order (default: 0)")
+    finetune.add_argument("--device", help="cpu, cuda or mps (default: the best there is)")
+    finetune.set_defaults(run=_finetune)
+
+
+def _add_predict(commands: argparse._SubParsersAction) -> None:
+    predict = commands.add_parser("predict", help="let what `course finetune` made classify texts, or write")
+    predict.add_argument("folder", metavar="FOLDER", help="what --out named")
+    predict.add_argument("texts", nargs="*", metavar="TEXT", help="texts to classify, or instructions")
+    predict.add_argument("--file", metavar="PATH", help="a .txt with one a line, or a .csv or .jsonl with a field text")
+    predict.add_argument("--input", metavar="TEXT", help="what the instructions are about")
+    predict.add_argument("--json", action="store_true", help="one JSON object a line, with all that is known")
+    predict.add_argument(
+        "--temperature", type=float, help="of writing: 0 is the likeliest token each time (default: 0.7)"
+    )
+    predict.add_argument("--seed", type=_count, help="of writing (default: 0)")
+    predict.add_argument("--device", help="cpu, cuda or mps (default: the best there is)")
+    predict.set_defaults(run=_predict)
 
 
 def _port(text: str) -> int:
@@ -143,6 +188,32 @@ _PRETRAIN_OPTIONS = (
     *("text", "begin_with", "tokens", "peak_rate", "warmup", "batch_size", "row_length", "optimizer", "dtype"),
     *("width", "layers", "dropout", "seed", "save_every"),
 )
+
+
+def _finetune(options: argparse.Namespace) -> int:
+    from course_lib import runs
+
+    run = runs.FineTune(**{field.name: getattr(options, field.name) for field in dataclasses.fields(runs.FineTune)})
+    show = functools.partial(print, file=sys.stderr, flush=True)  # the report alone is what a pipe gets
+    print(runs.finetune(run, options.out, device=options.device, progress=show))
+    return 0
+
+
+def _predict(options: argparse.Namespace) -> int:
+    from course_lib import runs
+
+    for line in runs.answer_lines(
+        options.folder,
+        options.texts,
+        file=options.file,
+        about=options.input,
+        temperature=options.temperature,
+        seed=options.seed,
+        as_json=options.json,
+        device=options.device,
+    ):
+        print(line)
+    return 0
 
 
 @contextlib.contextmanager

@@ -183,16 +183,21 @@ def clear_sentences(split: str, label: int, clear: float = 0.8) -> tuple[str, ..
     """Sentences of a split's reviews with this label of whose sentiment a bag of words is as sure as `clear`: one of
     Rotten Tomatoes, or the first or last of an IMDB review, whose label goes for the whole of it. The bag of words has
     read the training reviews only."""
-    found, labels = labelled_sentences(split)
-    is_asked_N = np.array([n for n, of in enumerate(labels) if of == label], dtype=int)
-    sure_N = _sureness(split)[is_asked_N]
-    return tuple(found[n] for n in is_asked_N[sure_N >= clear])
+    positive_N = _sentiments(split)
+    sure_N = positive_N if label else 1 - positive_N
+    texts, labels = labelled_sentences(split)
+    return tuple(text for text, of, sure in zip(texts, labels, sure_N, strict=True) if of == label and sure >= clear)
+
+
+def sentiment_by_words(texts: Sequence[str]) -> np.ndarray:
+    """float [N]: how likely each text is positive for a bag of words that has read the training reviews. Not the judge:
+    what chooses texts to learn from must not be what judges the result."""
+    return _bag_of_words().predict_proba(list(texts))[:, 1]
 
 
 @cache
-def _sureness(split: str) -> np.ndarray:
-    found, labels = labelled_sentences(split)
-    return _bag_of_words().predict_proba(list(found))[np.arange(len(found)), list(labels)]
+def _sentiments(split: str) -> np.ndarray:
+    return sentiment_by_words(labelled_sentences(split)[0])
 
 
 @cache

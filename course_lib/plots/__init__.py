@@ -1,5 +1,6 @@
 """Figures: arrays and lists in, a matplotlib `Figure` out. One theme, one palette, no torch, no pyplot."""
 
+from course_lib.plots.candidates import Candidate, candidates_height, paint_candidates, spelled
 from course_lib.plots.charts import (
     SHARES_HEIGHT,
     Series,
@@ -8,6 +9,13 @@ from course_lib.plots.charts import (
     draw_histogram,
     draw_shares,
     paint_shares,
+)
+from course_lib.plots.contributions import (
+    CONTRIBUTION_SCALE,
+    ContributionLayout,
+    lay_out_contributions,
+    paint_contribution_scale,
+    paint_contributions,
 )
 from course_lib.plots.dots import draw_dots
 from course_lib.plots.theme import (
@@ -49,13 +57,16 @@ from course_lib.plots.visibility import (
 )
 
 __all__ = [
+    "CONTRIBUTION_SCALE",
     "CYCLE",
     "OBJECTIVE_COLOURS",
     "OBJECTIVE_DASHES",
     "OBJECTIVE_MARKERS",
     "ROLES",
     "SHARES_HEIGHT",
+    "Candidate",
     "Canvas",
+    "ContributionLayout",
     "Picture",
     "Role",
     "Series",
@@ -63,6 +74,7 @@ __all__ = [
     "TokenRow",
     "Visibility",
     "axes_at",
+    "candidates_height",
     "colour_of",
     "cut",
     "draw_bars",
@@ -76,7 +88,11 @@ __all__ = [
     "draw_visibility",
     "exchange_tokens",
     "hidden_words",
+    "lay_out_contributions",
     "lay_out_tokens",
+    "paint_candidates",
+    "paint_contribution_scale",
+    "paint_contributions",
     "paint_shares",
     "paint_token_legend",
     "paint_tokens",
@@ -84,6 +100,7 @@ __all__ = [
     "paint_visibility_legend",
     "png",
     "show",
+    "spelled",
     "text_width",
     "themed",
     "visible",

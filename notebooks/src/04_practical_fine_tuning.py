@@ -1,0 +1,1758 @@
+# ---
+# jupyter:
+#   jupytext: {text_representation: {extension: .py, format_name: percent}}
+#   kernelspec: {display_name: Python 3, language: python, name: python3}
+# ---
+
+# %% [markdown] name="title"
+# # 04 Practical fine-tuning
+#
+# **Could you defend your result?** A model that was fine-tuned on a few hundred reviews scores 80 %. Was there a test text in the
+# training text? What does a bag of words score? Which texts does it get wrong, and how sure is it then? This chapter takes one task from
+# the raw file to an answer to all of these. Its second half then turns a model that continues text into one that does what it is told.
+#
+# You will
+#
+# - plant duplicates across a split, and see what they do to a score;
+# - count how much of a batch is padding, and get rid of it;
+# - choose a head by measuring, stop early, and go back to the best epoch;
+# - see from how many labels on a pre-trained model pays, and where a bag of words catches up;
+# - measure what fine-tuning makes a model forget;
+# - read the most confident mistakes one by one, move a threshold, and let every model judge a review of yours, token by token;
+# - tune a decoder on instructions, and measure whether it follows them: by rules, and by a judge that shares no text with it.
+#
+# **How to read it.** Run the cells in order with Shift+Enter, or all of them with *Run → Run All Cells*, which takes a few
+# minutes. Where it says *Predict*, commit to a guess before you run on: what it comes to stays folded until you do. A measured
+# number comes from the cell above it, on your machine, or from a recorded run that the text names.
+#
+# **If you build compilers:** so far the parser generator was yours to look at. Now you write a language with it, and ship it. The
+# test suite decides what you may claim, and a test that the grammar was written from proves nothing. The analogy breaks at the word
+# *correct*: a parser accepts or does not, and this program is right in four of five cases and does not know which.
+
+# %% [markdown] name="words"
+# <details><summary><b>Words used below</b> (unfold when you meet one)</summary>
+#
+# - **Labels**: the answers that a model learns from, here 1 for praise and 0 for a text that damns. **Split**: which texts are
+#   trained on (*train*), looked at while training (*dev*), and looked at once, at the end (*test*).
+# - **Head**: the small layer that turns a text's vector into a decision; its outputs are **logits**. **Pooling**: how the vectors of
+#   all tokens become that one vector.
+# - **Epoch**: every training text once. **Early stopping**: to stop when the dev texts get no better.
+# - **Collator**: makes a batch of examples. **Padding**: what fills short texts up to the longest of a batch.
+# - **Bag of words**: a classifier that knows which words and pairs of words a text has, and not in what order (TF-IDF and a logistic
+#   regression). **From scratch**: the course's encoder with random weights.
+# - **Calibrated**: of the answers given with 80 % confidence, 80 % are right. **ECE**: how far from that, on average.
+# - **Interval**: where the true value lies in 95 of 100 such measurements. **The source**: the text that this course grew out of.
+# - **Names in the code** end in their axes: `labels_BT` has a row for each text of the batch (B) and a column for each position (T).
+# </details>
+
+# %% name="setup" tags=["setup"]
+import copy
+import csv
+import hashlib
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from IPython.display import Markdown, display
+from tqdm.auto import tqdm
+
+from course_lib import checks, masks, plots
+from course_lib.data import (
+    PretrainingDataset,
+    corpus_path,
+    course_tokenizer,
+    holds_slur,
+    load_reviews,
+    normalize,
+    reviews_of,
+)
+from course_lib.evaluation import (
+    accuracy,
+    bag_of_words_accuracy,
+    bootstrap_interval,
+    calibration_error,
+    confusion,
+    fit_bag_of_words,
+    labelled_sample,
+    macro_f1,
+    mean_interval,
+    most_confident_mistakes,
+    paired_comparison,
+    proportion_interval,
+    reliability,
+)
+from course_lib.finetuning import (
+    ClassificationCollator,
+    Classifier,
+    FineTuning,
+    GenerationCollator,
+    Instruction,
+    Padding,
+    Seq2SeqCollator,
+    as_batch,
+    encode,
+    epochs,
+    fine_tune,
+    length_grouped,
+    parse,
+    predictions,
+    prompt_of,
+    render,
+)
+from course_lib.finetuning.tasks import TASKS, clear_sentences, make_examples
+from course_lib.generation import generate
+from course_lib.model import EncoderDecoder
+from course_lib.peft import LoRA, apply, switch
+from course_lib.pretrained import load_checkpoint
+from course_lib.records import Record
+from course_lib.runs import RECORDS_FOLDER, training_rows
+from course_lib.runs.efficiency import METHODS, Efficiency, outcome
+from course_lib.runs.following import MAX_LEN, Following, assess, follow, load_follower
+from course_lib.runs.judging import load_judge
+from course_lib.runs.strategies import minilm
+from course_lib.runtime import pick_device, seeded
+from course_lib.training import held_out_loss, train
+from course_lib.widgets.binder import compare, guess, guess_number, sweep, table
+from course_lib.widgets.generation import generation_explorer
+from course_lib.widgets.own_review import draw_judged, judge_with, judge_with_bag_of_words, review_explorer
+from course_lib.widgets.threshold import threshold_explorer
+
+device = pick_device()
+minilm_base, minilm_tokenizer = minilm()
+tokenizer = course_tokenizer()
+SENTENCES = {split: reviews_of(split, "rotten_tomatoes") for split in ("train", "dev", "test")}
+
+
+def texts_of(reviews):
+    return [review.text for review in reviews]
+
+
+def labels_of(reviews):
+    return np.array([review.label for review in reviews])
+
+
+# %% [markdown] name="data-first"
+# ## 1 Data first
+#
+# The corpus is 25,000 film reviews from IMDB and 8,530 single sentences from Rotten Tomatoes, each labelled by the people who wrote it.
+# Before anything is trained: does a text stand in it twice? The cell compares them as normalised text, so that capitals and spaces make
+# no difference.
+
+# %% name="count-duplicates"
+with corpus_path().open(encoding="utf-8", newline="") as file:
+    raw = [row["text"] for row in csv.DictReader(file)]
+n_distinct = len(load_reviews())
+n_as_written = len(set(raw))
+Markdown(
+    f"{len(raw):,} rows, {n_distinct:,} distinct texts: **{len(raw) - n_distinct} rows are copies** of another one "
+    f"({len(raw) - n_as_written} of them to the letter). `load_reviews` keeps each text once, and decides its split by a hash of the "
+    "normalised text: whoever adds texts, removes some or shuffles them moves no other text to another side."
+)
+
+# %% [markdown] name="duplicates-question"
+# That is few. In text collected from the web it can be many (arXiv:2107.06499). **Predict.** A classifier that scores some 65 % on
+# sentences that it has not seen is tested on 300 sentences, half of which stand in its training text too, in capitals. What does it
+# score?
+
+# %% name="predict-duplicates"
+leak_guess = guess_number("Accuracy with half of the test sentences leaked", low=0, high=100, step=1, unit="%")
+display(leak_guess)
+
+# %% name="plant-duplicates"
+pool = labelled_sample(SENTENCES["train"], 1200, seed=0)
+test_part, train_part = pool[:300], pool[300:900]
+leaked = {}
+for share in (0.0, 0.1, 0.25, 0.5):
+    copies = test_part[: round(share * len(test_part))]
+    learned = [*texts_of(train_part), *(text.upper() for text in texts_of(copies))]
+    wanted = np.concatenate([labels_of(train_part), labels_of(copies)]).astype(int)
+    leaked[share] = bag_of_words_accuracy(learned, wanted, texts_of(test_part), labels_of(test_part))
+plots.show(
+    plots.draw_bars(
+        [f"{share:.0%} of the tests leaked" for share in leaked],
+        [100 * value for value in leaked.values()],
+        *zip(*((100 * i.low, 100 * i.high) for value in leaked.values()
+               for i in [proportion_interval(round(300 * value), 300)]), strict=True),
+        xlabel="accuracy of a bag of words on 300 sentences, %, with 95 % intervals",
+        number="{:.1f}",
+    ),
+    alt="Accuracy of the same classifier for a growing share of test sentences that stand in its training text too.",
+)  # fmt: skip
+
+# %% name="compare-duplicates" jupyter={"source_hidden": true}
+compare(
+    leak_guess,
+    f"{100 * leaked[0.5]:.1f} %, and without the leak {100 * leaked[0.0]:.1f} %. A text that was learned by heart is judged rightly nearly "
+    "always, so the score is a mixture of what the classifier knows and what it has been told. Nothing in training looks suspicious, and "
+    "the copies are not equal as strings: a split must compare what a reader would call the same text.",
+    100 * leaked[0.5],
+    near=4,
+)
+
+# %% [markdown] name="lengths"
+# **Lengths.** A batch is a rectangle. Its texts are not of one length, so the short ones are filled up with padding that is computed
+# and thrown away. How long are the texts?
+
+# %% name="measure-lengths"
+LONGEST = 254  # tokens, and two special ones around them
+mixed = labelled_sample(reviews_of("train"), 1000, seed=1)
+encoded = tokenizer.encode_all(texts_of(mixed))
+sizes = {
+    source: [min(len(ids), LONGEST) for ids, review in zip(encoded, mixed, strict=True) if review.source == source]
+    for source in ("imdb", "rotten_tomatoes")
+}
+plots.show(
+    plots.draw_histogram(
+        {"IMDB reviews": sizes["imdb"], "Rotten Tomatoes sentences": sizes["rotten_tomatoes"]},
+        xlabel=f"tokens of a text, cut at {LONGEST}",
+    ),
+    alt="Lengths of texts in tokens: sentences are short, most reviews reach the cut.",
+)
+
+# %% [markdown] name="padding-question"
+# Three ways to make batches of 16 from this mixture: pad every text to the longest that is allowed; pad to the longest *of the batch*
+# (dynamic padding); and put texts of like length into one batch first, then pad to its longest (length grouping).
+
+# %% name="count-padding"
+collate = ClassificationCollator(tokenizer.vocabulary, Padding(LONGEST + 2))
+to_most = ClassificationCollator(tokenizer.vocabulary, Padding(LONGEST + 2, fill_to=LONGEST + 2))
+rows = [{"input_ids": ids, "label": review.label} for ids, review in zip(encoded, mixed, strict=True)]
+in_any_order = [n.tolist() for n in torch.randperm(len(rows), generator=seeded(0)).split(16)]
+by_length = list(length_grouped([len(ids) for ids in encoded], 16, generator=seeded(0)))
+MODES = {
+    "padded to the maximum": (to_most, in_any_order),
+    "dynamic padding": (collate, in_any_order),
+    "length grouping": (collate, by_length),
+}
+padded = {}
+for name, (make, batches) in MODES.items():
+    masks = [make([rows[n] for n in numbers])["attention_mask"] for numbers in batches]
+    padded[name] = 1 - sum(int(m.sum()) for m in masks) / sum(m.numel() for m in masks)
+plots.show(
+    plots.draw_bars(
+        list(padded),
+        [100 * share for share in padded.values()],
+        xlabel="share of all tokens that is padding, %",
+        number="{:.1f}",
+    ),
+    alt="Share of padding for three ways of making batches.",
+)
+
+# %% [markdown] name="padding-timed"
+# Padding is not only wasted, it takes time: the cell trains the course's encoder for one epoch on some of these texts in each of
+# the three ways.
+
+# %% name="time-padding"
+few = mixed[:224]
+speeds = {}
+HOW = {
+    "padded to the maximum": {"pad_to_most": True},
+    "dynamic padding": {},
+    "length grouping": {"length_grouped": True},
+}
+for name, options in tqdm(HOW.items()):
+    how = FineTuning(epochs=1, head_first=False, max_tokens=LONGEST, **options)
+    began = time.perf_counter()
+    (only,) = epochs(Classifier(load_checkpoint("encoder")).to(device), texts_of(few), labels_of(few), tokenizer, how)
+    speeds[name] = (only.tokens - only.padding) / (time.perf_counter() - began)
+slowest = speeds["padded to the maximum"]
+table(
+    ["batches", "padding", "real tokens a second, as a multiple of the first row"],
+    [[name, f"{padded[name]:.0%}", f"{speed / slowest:.1f}"] for name, speed in speeds.items()],
+)
+
+# %% [markdown] name="head"
+# ## 2 A head, and when to stop
+#
+# A transformer gives a vector for every token, and a classifier needs one for the text. Three ways to pool are common: the first token
+# (`[CLS]` in BERT), the last (the only one that has seen everything in a decoder), and the mean of all. On top comes a linear layer, or
+# a dense layer with tanh and then a linear one, as in BERT and in the source. The width is read from the model: nothing here says 768.
+#
+# **Predict.** MiniLM, fine-tuned on 100 sentences. Its makers averaged over all tokens when they trained it to compare sentences. Which
+# pooling is best?
+
+# %% name="predict-pooling"
+pooling_guess = guess("The best of the three", ["mean", "[CLS]", "last token", "all within 3 points"])
+display(pooling_guess)
+
+# %% name="compare-poolings"
+hundred = labelled_sample(SENTENCES["train"], 100, seed=0)
+live_tests = SENTENCES["test"][:300]
+HEADS = {
+    "mean": {},
+    "[CLS]": {"pooling": "cls"},
+    "last token": {"pooling": "last"},
+    "mean, dense and tanh": {"inner": "tanh"},
+}
+LIVE = FineTuning(rate=1e-4, epochs=5, head_first=False, length_grouped=True)
+
+
+def on_minilm(learned, how=LIVE, **head):
+    """MiniLM with a fresh head, fine-tuned on labelled reviews."""
+    torch.manual_seed(0)  # a dense layer begins random
+    classifier = Classifier(copy.deepcopy(minilm_base), **head).to(device)
+    fine_tune(classifier, texts_of(learned), labels_of(learned), minilm_tokenizer, how)
+    return classifier
+
+
+def is_right(classifier, tests):
+    given = predictions(classifier, texts_of(tests), minilm_tokenizer).argmax(1)
+    return given == labels_of(tests)
+
+
+by_head = {name: is_right(on_minilm(hundred, **options), live_tests) for name, options in tqdm(HEADS.items())}
+shares_of_heads = {name: proportion_interval(int(right.sum()), len(right)) for name, right in by_head.items()}
+plots.show(
+    plots.draw_bars(
+        list(shares_of_heads),
+        [100 * s.value for s in shares_of_heads.values()],
+        [100 * s.low for s in shares_of_heads.values()],
+        [100 * s.high for s in shares_of_heads.values()],
+        xlabel="accuracy on 300 sentences after 100 labels, %, with 95 % intervals",
+        number="{:.1f}",
+    ),
+    alt="Accuracy of four heads on MiniLM, with intervals.",
+)
+
+# %% name="compare-pooling" jupyter={"source_hidden": true}
+three = {name: 100 * shares_of_heads[name].value for name in ("mean", "[CLS]", "last token")}
+best_head = max(three, key=three.get)
+apart_by = max(three.values()) - min(three.values())
+pair = paired_comparison(by_head[best_head], by_head[min(three, key=three.get)])
+compare(
+    pooling_guess,
+    f"{', '.join(f'{name} {value:.1f} %' for name, value in three.items())}. The best and the worst lie {apart_by:.1f} points apart on the "
+    f"same 300 sentences; one is right and the other wrong on {pair.only_a + pair.only_b} of them, and a difference as large would come "
+    f"from luck alone with probability {pair.p_value:.2g}. The dense layer with tanh comes to {100 * shares_of_heads['mean, dense and tanh'].value:.1f} %. "
+    "One sample of 100 sentences decides little: before you believe a ranking of heads, repeat it on other samples.",
+    "all within 3 points" if apart_by <= 3 else best_head,
+)
+
+# %% [markdown] name="curves"
+# **When to stop.** With few labels a model soon knows its training texts by heart. The cell trains on 300 sentences and looks at
+# sentences of the dev split after every epoch; behind the last one the classifier is what it was after its best epoch.
+
+# %% name="train-with-curves"
+learned = labelled_sample(SENTENCES["train"], 300, seed=0)
+classifier = Classifier(copy.deepcopy(minilm_base)).to(device)
+how = replace(LIVE, epochs=8, patience=3)
+held_out = (texts_of(SENTENCES["dev"]), labels_of(SENTENCES["dev"]))
+seen = []
+coming = epochs(classifier, texts_of(learned), labels_of(learned), minilm_tokenizer, how, held_out=held_out)
+for epoch in tqdm(coming, total=how.epochs):
+    seen.append(epoch)
+best_epoch = min(seen, key=lambda epoch: epoch.held_out)
+plots.show(
+    plots.draw_curves(
+        {
+            "training, each step": (
+                [e.number - 1 + (k + 1) / len(e.losses) for e in seen for k in range(len(e.losses))],
+                [loss for e in seen for loss in e.losses],
+            ),
+            "dev sentences": ([e.number for e in seen], [e.held_out for e in seen]),
+        },
+        {"the best epoch": ([best_epoch.number], [best_epoch.held_out])},
+        xlabel="epoch",
+        ylabel="nats a text",
+        kinds=None,
+    ),
+    alt="Training loss of every step, and loss on dev sentences after every epoch, with the best epoch marked.",
+)
+
+# %% name="read-curves" jupyter={"source_hidden": true}
+last_epoch = seen[-1]
+Markdown(
+    f"Best on dev sentences: epoch {best_epoch.number} ({best_epoch.held_out:.3f} nats, {best_epoch.accuracy:.1%} right). "
+    f"It stopped after epoch {last_epoch.number}, with {last_epoch.loss:.3f} nats on its training texts and "
+    f"{last_epoch.held_out:.3f} on dev sentences ({last_epoch.accuracy:.1%} right). "
+    + (
+        "The loss rises while the accuracy hardly changes: the model does not get more answers wrong, it gets more sure of its wrong ones. "
+        if last_epoch.held_out > best_epoch.held_out and abs(last_epoch.accuracy - best_epoch.accuracy) < 0.03
+        else ""
+    )
+    + "What was trained since the best epoch is thrown away: the classifier below is that of the best one. That choice was made on dev "
+    "sentences, so their figures flatter it a little; the test sentences have not been looked at yet."
+)
+
+# %% [markdown] name="efficiency"
+# ## 3 How many labels does it take?
+#
+# The question that decides a project. The record below has, for 50 to 3,000 labels, a bag of words, the course's encoder from random
+# weights and pre-trained on film reviews, and MiniLM, which has read far more, and nothing about films in particular; both fine-tuned
+# in full, and by LoRA. All read the same first 126 tokens of a text.
+#
+# **Predict.** A whole review has many words, a sentence few. On which of the two does a bag of words do better, beside MiniLM, as the
+# labels become many?
+
+# %% name="predict-efficiency"
+crossing_guess = guess(
+    "The bag of words comes closer to MiniLM on", ["whole reviews (IMDB)", "single sentences (Rotten Tomatoes)"]
+)
+display(crossing_guess)
+
+# %% name="draw-efficiency"
+record = Record(RECORDS_FOLDER / "efficiency.jsonl")
+efficiency = Efficiency()
+SOURCE_NAMES = {"imdb": "IMDB reviews", "rotten_tomatoes": "Rotten Tomatoes sentences"}
+
+
+def curve(source, name):
+    """{labels: accuracies over samples, in %} of a method, as far as they are recorded."""
+    found = {}
+    for row in record.rows():
+        if row["name"] == f"{source}, {name}" and row["metric"] == "accuracy":
+            found.setdefault(row["step"], []).append(100 * row["value"])
+    return dict(sorted(found.items()))
+
+
+def as_series(by_labels):
+    spread = {n: mean_interval(values) for n, values in by_labels.items() if len(values) > 1}
+    return plots.Series(list(spread), *zip(*((i.value, i.low, i.high) for i in spread.values()), strict=True))
+
+
+SHOWN = ("bag of words", "scratch", "encoder", "MiniLM", "MiniLM, LoRA")
+curves = {
+    source: {name: curve(source, name) for name in METHODS if source in METHODS[name].sources}
+    for source in SOURCE_NAMES
+}
+sittings = {(s["machine"].get("device", "cpu"), s["date"]) for s in record.provenance()}
+for source, title in SOURCE_NAMES.items():
+    display(Markdown(f"**{title}**: mean accuracy over samples, with 95 % intervals of the mean."))
+    display(
+        plots.show(
+            plots.draw_curves(
+                {name: as_series(curves[source][name]) for name in SHOWN if len(curves[source][name]) > 1},
+                xlabel="labels (log scale)",
+                ylabel="accuracy, %",
+                log_x=True,
+                kinds=None,
+            ),
+            alt=f"Accuracy against the number of labels for five methods on {title}.",
+        )
+    )
+display(
+    Markdown(
+        "Recorded by `course record efficiency` on " + ", ".join(f"{d} ({when})" for d, when in sorted(sittings)) + "."
+    )
+)
+
+# %% name="compare-efficiency" jupyter={"source_hidden": true}
+ahead = {}
+for source in SOURCE_NAMES:
+    both = curves[source]["MiniLM"].keys() & curves[source]["bag of words"].keys()
+    ahead[source] = {
+        n: np.mean(curves[source]["MiniLM"][n]) - np.mean(curves[source]["bag of words"][n]) for n in sorted(both)
+    }
+most = max(ahead["imdb"].keys() & ahead["rotten_tomatoes"].keys())
+closer = "imdb" if ahead["imdb"][most] < ahead["rotten_tomatoes"][most] else "rotten_tomatoes"
+lead = "; ".join(
+    f"{SOURCE_NAMES[source]}: " + ", ".join(f"{points:+.1f} with {n:,}" for n, points in by.items())
+    for source, by in ahead.items()
+)
+from_scratch = {
+    source: max(
+        (n for n, v in curves[source]["scratch"].items() if np.mean(v) < np.mean(curves[source]["bag of words"][n])),
+        default=0,
+    )
+    for source in SOURCE_NAMES
+}
+compare(
+    crossing_guess,
+    f"MiniLM fine-tuned less bag of words, in points: {lead}. A review of a hundred words repeats its verdict in many of them, so counting "
+    "goes far; a sentence says it once, and often in words that were in no training sentence. The model from random weights is behind the "
+    f"bag of words up to {from_scratch['imdb']:,} labelled reviews: the transformer as such is no advantage with few labels, what it has read is.",
+    "whole reviews (IMDB)" if closer == "imdb" else "single sentences (Rotten Tomatoes)",
+)  # fmt: skip
+
+# %% [markdown] name="longer-texts"
+# **Where do the curves cross?** Every method gets the same stretch of text, and it was cut at 126 tokens. Give both twice as much, and
+# the bag of words gains too. The table asks the question for each number of labels.
+
+# %% name="read-longer" jupyter={"source_hidden": true}
+PAIRS = {
+    "126 tokens": ("MiniLM", "bag of words"),
+    "256 tokens": ("MiniLM, 256", "bag of words, 256"),
+    "126 tokens, the course's encoder": ("encoder", "bag of words"),
+}
+lines = []
+for stretch, (model, words) in PAIRS.items():
+    for n in efficiency.labels:
+        if n in curves["imdb"][model] and n in curves["imdb"][words]:
+            a, b = np.mean(curves["imdb"][model][n]), np.mean(curves["imdb"][words][n])
+            lines.append(
+                [stretch, f"{n:,}", f"{a:.1f}", f"{b:.1f}", f"{a - b:+.1f}", "model" if a > b else "bag of words"]
+            )
+table(["IMDB, first", "labels", "model, %", "bag of words, %", "difference", "ahead"], lines)
+
+# %% [markdown] name="live-efficiency"
+# **Live.** One column of the record once more, on your machine: 50 labelled sentences, the first sample.
+
+# %% name="run-efficiency"
+live = {}
+for name in tqdm([n for n in SHOWN if 50 in curves["rotten_tomatoes"].get(n, {})]):
+    live[name] = 100 * outcome(efficiency, "rotten_tomatoes", 50, 0, name)[0]
+recorded = {
+    name: next(
+        100 * row["value"]
+        for row in record.rows()
+        if row["name"] == f"rotten_tomatoes, {name}"
+        and (row["step"], row["seed"], row["metric"]) == (50, 0, "accuracy")
+    )
+    for name in live
+}
+table(
+    ["method", "live, %", "recorded for this sample, %", "recorded, mean over samples, %"],
+    [[name, f"{value:.1f}", f"{recorded[name]:.1f}", f"{np.mean(curves['rotten_tomatoes'][name][50]):.1f}"] for name, value in live.items()],
+)  # fmt: skip
+
+# %% [markdown] name="head-first-question"
+# **The head first?** Chapter 3 fitted the head on the frozen model's features before anything else was trained, as is often advised
+# (arXiv:2202.10054): a head that knows nothing sends the first gradients astray. MiniLM was trained to compare sentences by what they are
+# about. **Predict.** With 100 labelled sentences, does it help to fit MiniLM's head first?
+
+# %% name="predict-head-first"
+head_guess = guess(
+    "A head fitted first, against one that starts at zero with the rest", ["helps", "hurts", "no clear difference"]
+)
+display(head_guess)
+
+# %% name="run-head-first"
+first = is_right(on_minilm(hundred, replace(LIVE, head_first=True, head_strength=0.005)), live_tests)
+together = by_head["mean"]
+pair = paired_comparison(first, together)
+table(
+    ["head", "accuracy on 300 sentences, %"],
+    [["fitted first", f"{100 * first.mean():.1f}"], ["trained with the rest", f"{100 * together.mean():.1f}"]],
+)
+
+# %% name="compare-head-first" jupyter={"source_hidden": true}
+difference = pair.difference
+settled = not difference.holds(0.0)
+compare(
+    head_guess,
+    f"Fitted first, less trained with the rest: {100 * difference.value:+.1f} points, 95 % interval {100 * difference.low:+.1f} to "
+    f"{100 * difference.high:+.1f} for this one sample. "
+    + ("" if settled else "The interval holds zero: 300 sentences and one sample do not settle it. ")
+    + "The advice rests on frozen features that already tell the classes apart. Where they do not, the fitted head ties the model to what "
+    "little they say, and fine-tuning stays close to it. Advice has conditions; this one can be measured in a few seconds.",
+    "no clear difference" if not settled else "helps" if difference.value > 0 else "hurts",
+)
+
+# %% [markdown] name="forgetting"
+# ## 4 The rate, and what is forgotten
+#
+# Fine-tuning overwrites what pre-training wrote. The course's encoder can show it, since it still has its pre-training task: filling in
+# masked words. **Predict.** 100 labelled sentences, five epochs, at a rate of 1e-3. What happens to the loss of the masked words?
+
+# %% name="predict-forgetting"
+forget_guess = guess(
+    "At a rate of 1e-3 the loss on masked words",
+    ["stays the same", "rises by less than 1 nat", "rises by more than 1 nat"],
+)
+display(forget_guess)
+
+# %% name="run-rates"
+dev_rows = PretrainingDataset(
+    training_rows(128, split="dev"), tokenizer.vocabulary, "masked", options={"mask_prob": 0.3}
+)
+masked_batches = [dev_rows.batch(number) for number in range(4)]
+RATES = (3e-5, 1e-4, 3e-4, 1e-3, 3e-3)
+forgotten, right_at, tuned = {}, {}, {}
+with_head = load_checkpoint("encoder").to(device)
+before = held_out_loss(with_head, masked_batches)
+for rate in tqdm(RATES):
+    tuned[rate] = Classifier(load_checkpoint("encoder")).to(device)
+    fine_tune(tuned[rate], texts_of(hundred), labels_of(hundred), tokenizer, FineTuning(rate=rate, head_strength=0.005))
+    forgotten[rate] = held_out_loss(tuned[rate].body, masked_batches)
+    given = predictions(tuned[rate], texts_of(live_tests), tokenizer).argmax(1)
+    right_at[rate] = accuracy(labels_of(live_tests), given)
+plots.show(
+    plots.draw_curves(
+        {"after fine-tuning": (list(forgotten), list(forgotten.values()))},
+        references={"before": before},
+        xlabel="peak learning rate (log scale)",
+        ylabel="nats per masked token",
+        log_x=True,
+        kinds=None,
+    ),
+    alt="Loss on masked words after fine-tuning at five learning rates, and before.",
+)
+
+# %% name="compare-forgetting" jupyter={"source_hidden": true}
+rise = {rate: value - before for rate, value in forgotten.items()}
+best_rate = max(right_at, key=right_at.get)
+display(
+    table(
+        ["rate", "accuracy on 300 sentences, %", "nats per masked token", "rise"],
+        [[f"{r:.0e}", f"{100 * right_at[r]:.1f}", f"{forgotten[r]:.2f}", f"{rise[r]:+.2f}"] for r in RATES],
+    )
+)
+compare(
+    forget_guess,
+    f"It rises by {rise[1e-3]:.2f} nats, from {before:.2f} to {forgotten[1e-3]:.2f}. At the smallest rate it rises by {rise[min(RATES)]:.2f}, at "
+    f"the largest by {rise[max(RATES)]:.2f}. The best accuracy of these rates is that of {best_rate:.0e} "
+    f"({100 * right_at[best_rate]:.1f} %; each with an interval of some five points either way). Accuracy does not show what is lost: a rate "
+    "well above the best one may cost little of the task and much of what the model knew.",
+    "stays the same"
+    if rise[1e-3] < 0.1
+    else "rises by less than 1 nat"
+    if rise[1e-3] < 1
+    else "rises by more than 1 nat",
+)
+
+# %% [markdown] name="forget-nothing"
+# A strategy that keeps the base forgets nothing for good: switch LoRA off, and the pre-training loss is what it was, to the bit.
+
+# %% name="switch-off"
+lora_model = Classifier(load_checkpoint("encoder")).to(device)
+apply(lora_model, LoRA(rank=8, alpha=16), modules_to_save=["head"])
+fine_tune(lora_model, texts_of(hundred), labels_of(hundred), tokenizer, FineTuning(rate=2e-3, head_strength=0.005))
+while_on = held_out_loss(lora_model.body, masked_batches)
+switch(lora_model, None)
+switched_off = held_out_loss(lora_model.body, masked_batches)
+switch(lora_model, "default")
+Markdown(
+    f"Before {before:.6f} nats, with the update {while_on:.6f}, switched off {switched_off:.6f}: "
+    f"{'the same to the bit' if switched_off == before else 'not the same'}."
+)
+
+# %% [markdown] name="beyond-accuracy"
+# ## 5 Beyond accuracy
+#
+# Now, once, the test: the classifier of section 2, on all test sentences. Beside it a bag of words that has learned from the same 300.
+
+# %% name="test-once"
+tests = SENTENCES["test"]
+probabilities = predictions(classifier, texts_of(tests), minilm_tokenizer)
+wanted, given = labels_of(tests), probabilities.argmax(1)
+words_model = fit_bag_of_words(texts_of(learned), labels_of(learned))
+words_probabilities = words_model.predict_proba(texts_of(tests))
+words_given = words_probabilities.argmax(1)
+generator = np.random.default_rng(0)
+f1_of = lambda labels, answers: macro_f1(labels, answers, 2)
+scores = {}
+for name, answers, shares in (("MiniLM", given, probabilities), ("bag of words", words_given, words_probabilities)):
+    scores[name] = [
+        proportion_interval(int((answers == wanted).sum()), len(wanted)),
+        bootstrap_interval(f1_of, wanted, answers, generator=generator),
+        calibration_error(shares, wanted),
+    ]
+display(
+    table(
+        ["", "accuracy", "macro F1 (bootstrap)", "ECE"],
+        [[name, f"{a:.3f}", f"{f:.3f}", f"{e:.3f}"] for name, (a, f, e) in scores.items()],
+    )
+)
+counts = confusion(wanted, given, 2)
+table(["MiniLM", "says it damns", "says it praises"], [["it damns", *counts[0]], ["it praises", *counts[1]]])
+
+# %% [markdown] name="paired"
+# **Is the difference real?** Two intervals that overlap do not answer that: both models judged *the same* sentences. What counts is
+# on which of them they disagree.
+
+# %% name="compare-paired"
+pair = paired_comparison(given == wanted, words_given == wanted)
+Markdown(
+    f"MiniLM alone is right on {pair.only_a} sentences, the bag of words alone on {pair.only_b}. The difference is "
+    f"{100 * pair.difference.value:.1f} points, 95 % interval {100 * pair.difference.low:.1f} to {100 * pair.difference.high:.1f}; if neither was "
+    f"better, a split as uneven would come up with probability {pair.p_value:.1g} (McNemar's exact test)."
+)
+
+# %% [markdown] name="calibration-question"
+# **How sure is it?** Of the answers that a model gives with 90 % confidence, nine in ten should be right. **Predict.** MiniLM after
+# fine-tuning: are its answers righter than it claims, or less right?
+
+# %% name="predict-calibration"
+sure_guess = guess(
+    "Among its most confident answers, MiniLM is right",
+    ["more often than it claims", "less often than it claims", "as often as it claims"],
+)
+display(sure_guess)
+
+# %% name="draw-reliability"
+BINS = 10
+found = {
+    name: reliability(p, wanted, BINS) for name, p in (("MiniLM", probabilities), ("bag of words", words_probabilities))
+}
+solid = {name: r.count_K >= 10 for name, r in found.items()}
+plots.show(
+    plots.draw_curves(
+        {name: (r.confidence_K[solid[name]], r.accuracy_K[solid[name]]) for name, r in found.items()}
+        | {"perfectly calibrated": ([0.5, 1.0], [0.5, 1.0])},
+        xlabel="confidence of the answer (mean of a bin with at least 10 answers)",
+        ylabel="share of right answers",
+        kinds=None,
+    ),
+    alt="Share of right answers against confidence, for MiniLM and a bag of words, beside the line of perfect calibration.",
+)
+
+# %% name="compare-calibration" jupyter={"source_hidden": true}
+confident = probabilities.max(1) >= 0.9
+claimed, true = float(probabilities.max(1)[confident].mean()), float((given == wanted)[confident].mean())
+interval = proportion_interval(int((given == wanted)[confident].sum()), int(confident.sum()))
+compare(
+    sure_guess,
+    f"{confident.sum()} answers are given with a confidence of at least 90 %; on average it claims {claimed:.1%} and is right in {interval:.1%}. "
+    f"Over all answers its confidence is off by {scores['MiniLM'][2]:.1%} on average (ECE), the bag of words' by {scores['bag of words'][2]:.1%}"
+    + (
+        ", which is the other way round: it is right more often than it dares to say."
+        if words_probabilities.max(1).mean() < (words_given == wanted).mean()
+        else "."
+    )
+    + " Stopping early is a part of it: each further epoch raises the confidence, not the accuracy.",
+    "as often as it claims"
+    if interval.holds(claimed)
+    else "more often than it claims"
+    if true > claimed
+    else "less often than it claims",
+)
+
+# %% [markdown] name="mistakes"
+# **Read the mistakes.** The five that it was most sure of. For each: is the model wrong, is the label, or can nobody tell?
+
+# %% name="show-mistakes"
+table(
+    ["sure to", "label", "the sentence"],
+    [[f"{probabilities[n].max():.1%}", "praises" if wanted[n] else "damns", tests[n].text]
+     for n in most_confident_mistakes(probabilities, wanted, 5)],
+)  # fmt: skip
+
+# %% [markdown] name="threshold"
+# **Move.** Whoever says *yes* from a probability of one half on says that both errors cost the same. Suppose you show only good reviews on
+# a poster, and a bad one by mistake costs five times as much as a good one left out: where would you put the threshold?
+
+# %% name="explore-threshold"
+threshold_box = threshold_explorer(probabilities[:, 1], wanted)
+display(threshold_box)
+
+# %% [markdown] name="own-review"
+# ## 6 Your own text
+#
+# Write a review of your own, and let every model judge it. The colours say which tokens moved it: integrated gradients
+# (arXiv:1703.01365) divide the difference between this text's score and that of a text of padding among its tokens, so that the parts
+# add up to it.
+#
+# **Move.** Can you write a review that every reader understands as praise and every model as the opposite?
+
+# %% name="explore-own-review"
+MODELS = {
+    "bag of words": judge_with_bag_of_words(words_model),
+    "the course's encoder": judge_with(tuned[1e-4], tokenizer),
+    "MiniLM": judge_with(classifier, minilm_tokenizer),
+}
+OWN = "I expected a dull film, and it was anything but that: not one boring minute."
+own_box = review_explorer(MODELS, OWN)
+display(own_box)
+
+# %% name="own-review-without-a-kernel"
+judged = {name: judge(OWN) for name, judge in MODELS.items()}
+plots.show(
+    draw_judged(judged), alt="One review as three models judge it, each token coloured by how it moved the score."
+)
+
+# %% [markdown] name="six-sentences"
+# **Other fields.** The source tries its models on sentences about food and shopping. These six are of that kind, and nobody here was
+# trained on such.
+
+# %% name="judge-six"
+SIX = {
+    "The soup was hot and the waiter kind.": 1,
+    "My parcel came a week late and the box was torn.": 0,
+    "These shoes fit so well that I bought a second pair.": 1,
+    "The bread was stale and they still charged me for it.": 0,
+    "Great, another charger that dies after two days.": 0,
+    "I could not find anything to complain about.": 1,
+}
+rows = []
+for text, label in SIX.items():
+    positive = {name: judge(text).positive for name, judge in MODELS.items()}
+    rows.append(
+        [
+            text,
+            "good" if label else "bad",
+            *(f"{p:.0%}{' ✓' if (p >= 0.5) == bool(label) else ' ✗'}" for p in positive.values()),
+        ]
+    )
+display(table(["sentence", "meant", *(f"{name}: positive" for name in MODELS)], rows))
+hits = {name: sum(row[2 + k].endswith("✓") for row in rows) for k, name in enumerate(MODELS)}
+Markdown(
+    "Right: "
+    + ", ".join(f"{name} {n} of 6" for name, n in hits.items())
+    + ". Six sentences prove nothing: with six of six, the 95 % "
+    f"interval still begins at {proportion_interval(6, 6).low:.0%}."
+)
+
+# %% [markdown] name="own-csv"
+# **Your own labelled texts**, a `.csv` or `.jsonl` with the columns `text` and `label`, need one command; it checks the file, splits it by
+# the texts' identity, fine-tunes, and writes a report with intervals, curves and the most confident mistakes:
+#
+# ```
+# course finetune --data my_reviews.csv --base minilm --strategy lora --out work/my_model
+# course predict work/my_model "A film that nobody needs."
+# ```
+#
+# The cell does the same from Python, with the course's encoder and a file made for the purpose.
+
+# %% name="finetune-own-csv"
+folder = Path(tempfile.mkdtemp())
+with (folder / "mine.csv").open("w", encoding="utf-8", newline="") as file:
+    writer = csv.writer(file)
+    writer.writerow(["text", "label"])
+    writer.writerows(
+        [r.text, "praises" if r.label else "damns"] for r in labelled_sample(SENTENCES["train"], 200, seed=3)
+    )
+# the run comes here
+
+# %% [markdown] name="sequence-to-sequence"
+# ## 7 The same loop, text to text
+#
+# A class can be written as a word. T5 (arXiv:1910.10683) does all tasks so: a source text goes in, a target text comes out, and one
+# loss serves them all. An encoder-decoder that starts from nothing would have to learn to read first; here both sides start from the
+# course's encoder (arXiv:1907.12461), and only what looks from one side to the other is new. The collator makes `labels` and what
+# the decoder reads, one step behind; the loop is `train` of chapter 2.
+
+
+# %% name="build-encoder-decoder"
+def text_to_text(encoder):
+    """An encoder-decoder whose two sides begin as an encoder; attention to the source begins random."""
+    torch.manual_seed(0)
+    model = EncoderDecoder(encoder.config)
+    weights = encoder.state_dict()
+    model.encoder.load_state_dict({n: w for n, w in weights.items() if not n.startswith("cls.")})
+    model.decoder_embeddings.load_state_dict(
+        {n.removeprefix("embeddings."): w for n, w in weights.items() if n.startswith("embeddings.")}
+    )
+    model.predictions.load_state_dict(
+        {n.removeprefix("cls.predictions."): w for n, w in weights.items() if n.startswith("cls.")}
+    )
+    for number, block in enumerate(model.decoder):
+        block.load_state_dict(encoder.encoder["layer"][number].state_dict(), strict=False)
+    return model.to(device)
+
+
+collate_pairs = Seq2SeqCollator(tokenizer.vocabulary)
+ANSWERS = {0: tokenizer.encode("negative"), 1: tokenizer.encode("positive")}
+pairs = [
+    {"source": ids, "target": ANSWERS[review.label]}
+    for ids, review in zip(tokenizer.encode_all(texts_of(learned)), learned, strict=True)
+]
+example = collate_pairs(pairs[:2])
+table(
+    ["field", "shape", "of the first pair"],
+    [
+        ["input_ids", tuple(example["input_ids"].shape), tokenizer.decode(example["input_ids"][0])],
+        [
+            "decoder_input_ids",
+            tuple(example["decoder_input_ids"].shape),
+            tokenizer.decode(example["decoder_input_ids"][0]),
+        ],
+        ["labels", tuple(example["labels"].shape), tokenizer.decode(i for i in example["labels"][0] if i >= 0)],
+    ],
+)
+
+# %% name="train-text-to-text"
+PASSES, SIZE = 4, 16
+pair_model = text_to_text(load_checkpoint("encoder"))
+
+
+def pair_batches():
+    for number in range(PASSES):
+        for numbers in length_grouped([len(p["source"]) for p in pairs], SIZE, generator=seeded(number)):
+            yield as_batch(collate_pairs([pairs[n] for n in numbers]))
+
+
+n_steps = PASSES * -(-len(pairs) // SIZE)
+curve_of_pairs = [row.loss for row in tqdm(train(pair_model, pair_batches(), steps=n_steps, rate=3e-4), total=n_steps)]
+pair_model.eval()
+
+
+@torch.no_grad()
+def written_class(texts):
+    """[N]: the class whose word is the likelier first token of the target."""
+    answers = []
+    for start in range(0, len(texts), 64):
+        sources = [{"source": ids, "target": []} for ids in tokenizer.encode_all(texts[start : start + 64])]
+        batch = as_batch(collate_pairs(sources)).to(device)
+        logits_BV = pair_model(batch.input_ids_BT, batch.decoder_input_ids_BS, batch.may_attend_BQK).logits[:, 0]
+        answers.append((logits_BV[:, ANSWERS[1][0]] > logits_BV[:, ANSWERS[0][0]]).long().cpu())
+    return torch.cat(answers).numpy()
+
+
+as_text = proportion_interval(
+    int((written_class(texts_of(live_tests)) == labels_of(live_tests)).sum()), len(live_tests)
+)
+encoder_head = Classifier(load_checkpoint("encoder")).to(device)
+fine_tune(
+    encoder_head,
+    texts_of(learned),
+    labels_of(learned),
+    tokenizer,
+    FineTuning(rate=3e-4, epochs=PASSES, head_strength=0.005),
+)
+as_class = predictions(encoder_head, texts_of(live_tests), tokenizer).argmax(1) == labels_of(live_tests)
+table(
+    ["300 labels, the course's encoder on both sides", "accuracy on 300 sentences"],
+    [
+        ["answers with a word (encoder-decoder)", f"{as_text:.3f}"],
+        [
+            "answers with a class (a head on the encoder)",
+            f"{proportion_interval(int(as_class.sum()), len(as_class)):.3f}",
+        ],
+    ],
+)
+
+# %% [markdown] name="text-to-text-cost"
+# The word costs more than the class: a second stack of layers, and a way from one side to the other that has to be learned from the same
+# 300 sentences. What it buys is that the next task needs no new head. That idea, without the encoder, is the rest of this chapter.
+
+# %% [markdown] name="instructions"
+# ## 8 Instructions: what is read, what is learned
+#
+# The course's decoder continues reviews. It does not answer: ask it for a positive review, and it goes on with whatever reviews go on
+# with. Instruction tuning shows it pairs of a request and an answer, in a fixed form. The same template is filled in when it is used.
+
+# %% name="show-template"
+follower_examples = [
+    Instruction("Translate to French.", "I liked the film.", "J'ai aimé le film."),
+    Instruction("Summarise the text.", "The film is long, slow and beautiful to look at.", "Slow, but beautiful."),
+    Instruction("Write a function that computes n factorial.", "", "def f(n): return 1 if n < 2 else n * f(n - 1)"),
+]
+assert all(parse(render(one)) == one for one in follower_examples)
+Markdown("\n\n".join(f"```\n{render(one)}\n```" for one in follower_examples))
+
+# %% [markdown] name="template-remark"
+# These three are the kind of request that such courses show. They are here for their form, which `parse` reads back without loss. **A
+# model of five million parameters that has read film reviews can do none of them**, and no fine-tuning on three examples changes that:
+# it knows no French, has seen no code, and nothing in this chapter will pretend otherwise. What it can learn is to do with *reviews*
+# what it is told.
+#
+# **What carries loss?** The model reads the whole row, and is trained on a part of it.
+
+# %% name="draw-response-mask"
+shown = encode(Instruction("Classify the review.", "a tender, funny film", "positive"), tokenizer)
+roles = [
+    "target" if learned_here else "special" if i in (tokenizer.vocabulary.bos, tokenizer.vocabulary.eos) else "context"
+    for i, learned_here in zip(shown.input_ids, shown.completion_mask, strict=True)
+]
+plots.show(
+    plots.draw_token_rows(
+        [plots.TokenRow("row", [tokenizer.token(i).replace("\n", "⏎") for i in shown.input_ids], roles)]
+    ),
+    alt="The tokens of an instruction: only those of the answer and the end of the text are to be predicted.",
+)  # fmt: skip
+
+# %% [markdown] name="loss-on-question"
+# The prompt could be learned too: it is text. **Predict.** Two decoders are tuned for the same number of steps on the same examples,
+# one with loss on the answer alone, the other on everything. Which of them predicts *answers* better afterwards?
+
+# %% name="predict-loss-on"
+loss_guess = guess("Better at answers is the one trained on", ["the answer alone", "everything", "no difference"])
+display(loss_guess)
+
+# %% name="train-both-losses"
+SHORT = Following(
+    examples={"positive": 700, "negative": 700, "classify": 500, "begin": 700, "continue": 400, "repeat": 400},
+    batch_size=32,
+    epochs=1,
+)
+STEPS = 60
+answer_rows = [
+    encode(one, tokenizer, max_len=MAX_LEN)
+    for name, task in TASKS.items()
+    if not task.is_held_out
+    for one in make_examples(task, 16, split="dev")
+]
+collate_answers = GenerationCollator(tokenizer.vocabulary)
+dev_answers = [as_batch(collate_answers([e.as_example() for e in answer_rows[n::4]])) for n in range(4)]
+short_runs, on_answers, followers = {}, {}, {}
+on_answers["before tuning"] = held_out_loss(load_checkpoint("decoder").to(device), dev_answers)
+for learn in ("response", "all"):
+    followers[learn] = load_checkpoint("decoder").to(device)
+    steps = follow(followers[learn], replace(SHORT, learn=learn), steps=STEPS)
+    short_runs[learn] = [row.loss for row in tqdm(steps, total=STEPS, desc=f"loss on {learn}")]
+    on_answers[f"loss on {learn}"] = held_out_loss(followers[learn], dev_answers)
+table(
+    ["decoder", "nats per token of the answers to dev prompts"],
+    [[name, f"{loss:.3f}"] for name, loss in on_answers.items()],
+)
+
+# %% name="compare-loss-on" jupyter={"source_hidden": true}
+gap = on_answers["loss on all"] - on_answers["loss on response"]
+prompts_share = np.mean([1 - np.mean(e.completion_mask) for e in answer_rows])
+compare(
+    loss_guess,
+    f"On answers, everything less answer alone: {gap:+.3f} nats per token after {STEPS} steps each. On average {prompts_share:.0%} of a row is prompt: "
+    "with loss on everything most of each step goes into predicting requests, which nobody will ask the model to write. How much it matters "
+    "depends on that share: where prompts are short and answers long, it hardly does (arXiv:2401.13586 finds cases where the prompt's loss even helps).",
+    "no difference" if abs(gap) < 0.02 else "the answer alone" if gap > 0 else "everything",
+)
+
+# %% [markdown] name="following"
+# ## 9 Does it do what it is told?
+#
+# Six tasks, made of real reviews, whose answers can be checked: write a positive review, write a negative one, classify, begin with given
+# words, go on in one sentence, repeat. Each is asked for in many wordings, and every fifth wording is kept for the test. A seventh is
+# in no training example at all: *write a positive review that begins with these words*, two requests at once.
+#
+# Two kinds of judge: **rules** (does it begin with these words? is it one sentence? is the answer one of the two words?), and for the
+# sentiment **a classifier**, MiniLM with an adapter, tuned on 3,000 reviews that were kept for it from the start: no model of this course
+# has read them. It errs too, and its error is a part of every figure below.
+
+# %% name="judge-the-judge"
+judge = load_judge()
+judged_right = judge.is_right(texts_of(tests), labels_of(tests))
+clear_tests = [(text, label) for label in (0, 1) for text in clear_sentences("test", label, 0.9)[:150]]
+clear_right = judge.is_right(*zip(*clear_tests, strict=True))
+table(
+    ["what the judge reads", "texts", "judged as their writers meant"],
+    [
+        [
+            "Rotten Tomatoes test sentences",
+            len(tests),
+            f"{proportion_interval(int(judged_right.sum()), len(tests)):.3f}",
+        ],
+        [
+            "sentences whose words are clear",
+            len(clear_tests),
+            f"{proportion_interval(int(clear_right.sum()), len(clear_tests)):.3f}",
+        ],
+    ],
+)
+
+# %% [markdown] name="following-question"
+# **Predict.** Before tuning, the decoder is asked for a positive or a negative review, half each. In what share of cases does it write
+# what it was asked for?
+
+# %% name="predict-following"
+before_guess = guess_number("As asked before tuning", low=0, high=100, step=1, unit="%")
+display(before_guess)
+
+# %% name="draw-following"
+follow_record = Record(RECORDS_FOLDER / "following.jsonl")
+asked_for = {
+    "positive": "as asked",
+    "negative": "as asked",
+    "classify": "as asked",
+    "positive, begun": "as asked",
+    "negative, begun": "as asked",
+}
+TASK_NAMES = {
+    "positive": "positive review: judged positive",
+    "negative": "negative review: judged negative",
+    "classify": "classify: right",
+    "begin": "begins with the words",
+    "continue": "one sentence",
+    "repeat": "repeated exactly",
+    "positive, begun": "held out, positive and begun: judged positive",
+    "negative, begun": "held out, negative and begun: judged negative",
+}
+
+
+def share_of(when, task):
+    metric = asked_for.get(task, "obeyed")
+    ((count, share),) = follow_record.values(metric, name=f"{when}, {task}")
+    i = proportion_interval(round(count * share), count)
+    return 100 * i.value, 100 * i.low, 100 * i.high
+
+
+plots.show(
+    plots.draw_dots(
+        {
+            title: {f"{when} tuning": share_of(when, task) for when in ("before", "after")}
+            for task, title in TASK_NAMES.items()
+        },
+        xlabel="share of prompts, %, with 95 % intervals (wordings that no model was tuned on)",
+        number="{:.0f}",
+    ),
+    alt="For each task the share of prompts answered as asked, before and after tuning, with intervals.",
+)
+
+# %% name="compare-following" jupyter={"source_hidden": true}
+asked_before = np.mean([share_of("before", task)[0] for task in ("positive", "negative")])
+asked_after = {task: share_of("after", task) for task in ("positive", "negative")}
+obeyed_held_out = np.mean(
+    [100 * follow_record.values("obeyed", name=f"after, {task}, begun")[0][1] for task in ("positive", "negative")]
+)
+facts = {
+    metric: follow_record.values(metric, name="after, reviews")[0][1]
+    for metric in ("distinct", "median words", "copied", "copied by people")
+}
+compare(
+    before_guess,
+    f"{asked_before:.0f} %: it does not hear the request, so it is right by luck. After tuning {asked_after['positive'][0]:.0f} % of the reviews that "
+    f"were to be positive are judged so, and {asked_after['negative'][0]:.0f} % of the others. Of the written reviews {facts['distinct']:.0%} are "
+    f"distinct, half of them have {facts['median words']:.0f} words or more, and {facts['copied']:.1%} of their runs of eight words stand in the text "
+    f"of tuning (of sentences that people wrote and no model has read, {facts['copied by people']:.1%}). The task that no model has been tuned on: "
+    f"{obeyed_held_out:.0f} % begin with the given words, and the sentiment is met in {np.mean([share_of('after', f'{t}, begun')[0] for t in ('positive', 'negative')]):.0f} %. "
+    "Two habits learned apart are used together, as far as the figure goes; a request of another kind would be answered with one of the six.",
+    asked_before,
+    near=8,
+)
+
+# %% [markdown] name="live-following"
+# **Live.** The same on your machine, with fewer prompts: the decoder, the 60 steps of section 8, and the shipped adapter (an hour of tuning,
+# `course record following`). Then a few of the answers, to read.
+
+# %% name="run-following"
+DECODERS = {
+    "before tuning": load_checkpoint("decoder").to(device),
+    f"{STEPS} steps": followers["response"],
+    "shipped adapter": load_follower(),
+}
+PROMPTS = 16
+live_follow = {
+    name: {
+        task: assess(model, TASKS[task], PROMPTS, judge=judge) for task in ("positive", "negative", "classify", "begin")
+    }
+    for name, model in tqdm(DECODERS.items())
+}
+table(
+    ["decoder", "positive, as asked", "negative, as asked", "classified rightly", "begins as asked"],
+    [
+        [
+            name,
+            *(f"{done[task].share_as_asked().value:.0%}" for task in ("positive", "negative", "classify")),
+            f"{done['begin'].share_obeyed().value:.0%}",
+        ]
+        for name, done in live_follow.items()
+    ],
+)
+
+# %% name="read-answers" jupyter={"source_hidden": true}
+table(
+    ["asked", "about", "written by the tuned decoder"],
+    [
+        [one.instruction, one.input[:60], text]
+        for task in ("positive", "negative", "classify", "begin")
+        for one, text in list(
+            zip(live_follow["shipped adapter"][task].asked, live_follow["shipped adapter"][task].written, strict=True)
+        )[:3]
+        if not holds_slur(text)
+    ],
+)
+
+# %% [markdown] name="read-answers-remark"
+# Read them as a reader, not as a judge. The tone is mostly right, the grammar holds for a while, and there is no film behind the sentences.
+# A judge of sentiment does not see that, and a figure of 90 % says nothing about it: **what is measured is what was asked for, and no more.**
+
+# %% [markdown] name="generation"
+# ## 10 From scores to words
+#
+# At each step the model gives every token of its vocabulary a probability, and one is drawn. Temperature sharpens or flattens the
+# distribution before that; top-k and top-p cut its tail.
+#
+# **Move.** Find settings at which the tuned decoder always writes the same review, and settings at which it no longer keeps to the
+# request. What does the number of tokens that may still come have to do with it?
+
+# %% name="explore-generation"
+follower = DECODERS["shipped adapter"]
+GENERATION_PROMPTS = {
+    "write a positive review": prompt_of(Instruction("Write a positive review.")),
+    "write a negative review": prompt_of(Instruction("Write a negative review.")),
+    "begin with these words": prompt_of(Instruction("Write a review that begins with these words.", "the first half")),
+    "no request, a review begun": "this film is",
+}
+generation_box = generation_explorer(follower, tokenizer, GENERATION_PROMPTS)
+display(generation_box)
+
+# %% [markdown] name="exercises"
+# ## Exercises
+#
+# Four pieces of this chapter to write. Each check runs yours on real and on nasty input, and says what is wrong in words; it hands your
+# function back if it is right, and the library's otherwise, so that you can go on either way.
+
+# %% [markdown] name="exercise-collate" tags=["exercise"]
+# ### Exercise 1: a collator for classification
+#
+# `examples` is a list of dicts, each with `"input_ids"` (a list of whole numbers) and `"label"` (one whole number). Return a dict of int64 tensors:
+# `"input_ids"` [B, T], filled up at the end with `pad_id` to the longest of *this* batch; `"attention_mask"` [B, T], 1 for real tokens and 0
+# for padding; `"labels"` [B].
+#
+# <details><summary>Hint 1</summary>
+
+# The mask is known from the lengths. Can you be sure that <code>pad_id</code> never occurs in a text?</details>
+# <details><summary>Hint 2</summary>
+
+# <code>[pad_id] * (longest - len(ids))</code> is what a row lacks. The lists belong to the caller.</details>
+
+
+# %% name="exercise-collate-code" tags=["exercise"]
+def my_collate(examples, pad_id):
+    ### BEGIN SOLUTION
+    longest = max(len(example["input_ids"]) for example in examples)
+    gaps = [longest - len(example["input_ids"]) for example in examples]
+    return {
+        "input_ids": torch.tensor([[*e["input_ids"], *[pad_id] * gap] for e, gap in zip(examples, gaps, strict=True)]),
+        "attention_mask": torch.tensor([[1] * (longest - gap) + [0] * gap for gap in gaps]),
+        "labels": torch.tensor([example["label"] for example in examples]),
+    }
+    ### END SOLUTION
+
+
+# %% name="exercise-collate-check" tags=["check"]
+collate_reviews = checks.collate_reviews(my_collate)
+
+# %% [markdown] name="exercise-labels" tags=["exercise"]
+# ### Exercise 2: the response mask
+#
+# `input_ids_BT` holds a prompt, its response and `[EOS]`, then padding. `prompt_length_B` says how many tokens of each row are prompt,
+# `attention_mask_BT` which tokens are real. Return the labels, [B, T]: the token itself where it belongs to the response (its `[EOS]` does),
+# -100 elsewhere. The model moves labels by itself: a label stands where its token stands.
+#
+# <details><summary>Hint 1</summary>
+
+# <code>torch.arange(T)</code> gives every position its number, to be compared with <code>prompt_length_B[:, None]</code>.</details>
+# <details><summary>Hint 2</summary>
+
+# <code>masked_fill</code> returns a new tensor; <code>labels[...] = -100</code> on the tensor that you were given does not.</details>
+
+
+# %% name="exercise-labels-code" tags=["exercise"]
+def my_labels(input_ids_BT, prompt_length_B, attention_mask_BT):
+    ### BEGIN SOLUTION
+    is_response_BT = torch.arange(input_ids_BT.shape[1]) >= prompt_length_B[:, None]
+    return input_ids_BT.masked_fill(~(is_response_BT & attention_mask_BT.bool()), -100)
+    ### END SOLUTION
+
+
+# %% name="exercise-labels-check" tags=["check"]
+response_labels = checks.response_labels(my_labels)
+
+# %% [markdown] name="exercise-f1" tags=["exercise"]
+# ### Exercise 3: macro F1
+#
+# For each class, precision is the share of the answers of this class that are right, recall the share of its texts that are found, and F1 their
+# harmonic mean. Macro F1 is the mean of F1 over *all* `n_classes` classes; one that never occurs and is never given counts as 0. `labels` and `given` are
+# arrays of whole numbers.
+#
+# <details><summary>Hint 1</summary>
+
+# F1 of a class is 2 TP / (2 TP + FP + FN): one division in place of three.</details>
+# <details><summary>Hint 2</summary>
+
+# When is that denominator zero?</details>
+
+
+# %% name="exercise-f1-code" tags=["exercise"]
+def my_macro_f1(labels, given, n_classes):
+    ### BEGIN SOLUTION
+    scores = []
+    for k in range(n_classes):
+        hits = np.sum((labels == k) & (given == k))
+        total = np.sum(labels == k) + np.sum(given == k)
+        scores.append(2 * hits / total if total else 0.0)
+    return float(np.mean(scores))
+    ### END SOLUTION
+
+
+# %% name="exercise-f1-check" tags=["check"]
+own_macro_f1 = checks.macro_f1(my_macro_f1)
+
+# %% [markdown] name="exercise-split" tags=["exercise"]
+# ### Exercise 4: a split that does not leak
+#
+# Return a list with one bool for each text: True where it belongs to the test. About `test_share` of the distinct texts are to be test. Texts that a
+# reader would call the same (capitals, spaces, Unicode forms) go to one side, and where a text goes depends on nothing but itself: not on its
+# place, not on the other texts, not on the run of Python.
+#
+# <details><summary>Hint 1</summary>
+
+# <code>normalize</code> from <code>course_lib.data</code> is yours to use. So is <code>hashlib</code>.</details>
+# <details><summary>Hint 2</summary>
+
+# A hash read as a number, divided by the largest that it can be, lies between 0 and 1 for every text, and evenly.</details>
+
+
+# %% name="exercise-split-code" tags=["exercise"]
+def my_split(texts, test_share):
+    ### BEGIN SOLUTION
+    shares = [int(hashlib.sha256(normalize(text).encode()).hexdigest(), 16) / 2**256 for text in texts]
+    return [share < test_share for share in shares]
+    ### END SOLUTION
+
+
+# %% name="exercise-split-check" tags=["check"]
+leak_free_split = checks.leak_free_split(my_split)
+
+# %% [markdown] name="clinic"
+# ## Bug clinic
+#
+# Eight pieces of code that look right and run, each with a classic mistake. Do not look for it by reading: run the experiment below the
+# code, decide from the numbers what must be wrong, then unfold the diagnosis. The patients are the course's own models, on real reviews.
+
+# %% name="clinic-models" tags=["clinic"] jupyter={"source_hidden": true}
+decoder = load_checkpoint("decoder")
+vocabulary = tokenizer.vocabulary
+clinic_reviews = labelled_sample(SENTENCES["train"], 400, seed=5)
+clinic_examples = make_examples(TASKS["begin"], 64, split="dev")
+
+# %% [markdown] name="clinic-split-story"
+# ### Patient 1: a split
+#
+# “The file was scraped from two pages, so shuffle the rows well before the last fifth becomes the test.”
+
+# %% name="clinic-split" tags=["clinic"]
+
+
+def patient_split(texts):
+    order = torch.randperm(len(texts), generator=seeded(0)).tolist()
+    cut = len(texts) * 4 // 5
+    return [texts[n] for n in order[:cut]], [texts[n] for n in order[cut:]]
+
+
+def tests_known(split):
+    """The share of test texts that a reader would recognise from the training texts. Half of the file stands on both pages,
+    once with the capital letters that the other page has lost."""
+    texts = texts_of(clinic_reviews)
+    train_texts, test_texts = split(texts + [text.title() for text in texts[: len(texts) // 2]])
+    known = {normalize(text) for text in train_texts}
+    return sum(normalize(text) in known for text in test_texts) / len(test_texts)
+
+
+# %% name="clinic-split-experiment"
+Markdown(f"{tests_known(patient_split):.0%} of the test texts are known from training.")
+
+# %% [markdown] name="clinic-split-diagnosis"
+# <details><summary>Diagnosis</summary>
+#
+# Shuffling rows does not help a text that has two rows: one of them goes left, the other right. The score will be a mixture of knowledge
+# and memory (section 1). Let the normalised text decide.
+# </details>
+
+# %% name="clinic-split-cure" tags=["clinic"]
+
+
+def cured_split(texts):
+    shares = [int(hashlib.sha256(normalize(text).encode()).hexdigest(), 16) / 2**256 for text in texts]
+    sides = list(zip(texts, shares, strict=True))
+    return [text for text, share in sides if share >= 0.2], [text for text, share in sides if share < 0.2]
+
+
+# %% [markdown] name="clinic-padding-story"
+# ### Patient 2: labels of a batch
+#
+# “For a causal model the labels are the input ids.”
+
+# %% name="clinic-padding" tags=["clinic"]
+
+
+def patient_batch(examples):
+    collated = GenerationCollator(vocabulary, Padding(fill_to=64))(examples)
+    return collated | {"labels": collated["input_ids"].clone()}
+
+
+def losses_of_tuning(make_batch, steps=12):
+    """The loss that is reported at the end of some steps, and that of the answers alone, in nats per token."""
+    model = copy.deepcopy(decoder)
+    rows = [encode(one, tokenizer, max_len=64).as_example() for one in clinic_examples]
+    batches = (as_batch(make_batch(rows[16 * (n % 4) : 16 * (n % 4) + 16])) for n in range(steps))
+    reported = [row.loss for row in train(model, batches, steps=steps, rate=1e-3)][-1]
+    answers_alone = as_batch(GenerationCollator(vocabulary)(rows))
+    return reported, held_out_loss(model.eval(), [answers_alone])
+
+
+# %% name="clinic-padding-experiment"
+reported_loss, answer_loss = losses_of_tuning(patient_batch)
+Markdown(f"The run reports {reported_loss:.2f} nats per token at its end. Its answers cost {answer_loss:.2f}.")
+
+# %% [markdown] name="clinic-padding-diagnosis"
+# <details><summary>Diagnosis</summary>
+#
+# Most of the targets are padding, which is easy to predict, and prompt. The reported loss is an average over things that nobody wants to know,
+# and falls beautifully. Padding must carry -100 in the labels, whatever its id is, and here the prompt too.
+# </details>
+
+# %% name="clinic-padding-cure" tags=["clinic"]
+
+
+def cured_batch(examples):
+    return GenerationCollator(vocabulary, Padding(fill_to=64))(examples)
+
+
+# %% [markdown] name="clinic-shift-story"
+# ### Patient 3: the next token
+#
+# “A causal model predicts the next token, so move the labels by one before they go in.”
+
+# %% name="clinic-shift" tags=["clinic"]
+
+
+def patient_labels(input_ids_BT):
+    moved_BT = input_ids_BT.roll(-1, dims=1)
+    moved_BT[:, -1] = -100
+    return moved_BT
+
+
+def loss_on_a_review(make_labels):
+    """What the shipped decoder pays for a token of a review, in nats, with labels that stand where `as_batch` (and any model of
+    `transformers`) expects them to."""
+    ids_BT = torch.tensor([[vocabulary.bos, *tokenizer.encode(reviews_of("dev", "imdb")[1].text)[:120]]])
+    collated = {"input_ids": ids_BT, "attention_mask": torch.ones_like(ids_BT), "labels": make_labels(ids_BT)}
+    return held_out_loss(decoder, [as_batch(collated)])
+
+
+# %% name="clinic-shift-experiment"
+Markdown(
+    f"On a review the decoder pays {loss_on_a_review(patient_labels):.2f} nats per token; on all dev reviews together it paid about "
+    f"{Record(RECORDS_FOLDER / 'pretraining_decoder.jsonl').values('held_out')[-1][1]:.2f} when it was trained."
+)
+
+# %% [markdown] name="clinic-shift-diagnosis"
+# <details><summary>Diagnosis</summary>
+#
+# Moved here, and moved again inside: each position is asked for the token after the next. Tuned like this, a model learns to leave out every
+# second word. Who moves the labels is a matter of convention, and it must be done once: in the world of Hugging Face by the model.
+# </details>
+
+# %% name="clinic-shift-cure" tags=["clinic"]
+
+
+def cured_labels(input_ids_BT):
+    return input_ids_BT.clone()
+
+
+# %% [markdown] name="clinic-truncation-story"
+# ### Patient 4: too long
+#
+# “Rows longer than the model are cut at the end, as every tokenizer does.”
+
+# %% name="clinic-truncation" tags=["clinic"]
+
+
+def patient_encode(example, max_len=96):
+    whole = encode(example, tokenizer, max_len=10_000)
+    return whole.completion_mask[:max_len]
+
+
+def without_an_answer(encode_row):
+    """The share of examples of classification of which no token is left to be learned."""
+    return np.mean([not any(encode_row(one)) for one in make_examples(TASKS["classify"], 200, split="dev")])
+
+
+# %% name="clinic-truncation-experiment"
+Markdown(f"{without_an_answer(patient_encode):.0%} of the examples have nothing to learn from.")
+
+# %% [markdown] name="clinic-truncation-diagnosis"
+# <details><summary>Diagnosis</summary>
+#
+# The answer stands at the end, so it is what the cut takes away: silently, and from the long reviews only. The model is tuned on short
+# reviews, and nothing says so. Only the review may give way: <code>encode</code> cuts the input, and refuses what does not fit then.
+# </details>
+
+# %% name="clinic-truncation-cure" tags=["clinic"]
+
+
+def cured_encode(example, max_len=96):
+    return encode(example, tokenizer, max_len=max_len).completion_mask
+
+
+# %% [markdown] name="clinic-side-story"
+# ### Patient 5: a batch of prompts
+#
+# “Pad the prompts to one length, and read the next token off the last position.”
+
+# %% name="clinic-side" tags=["clinic"]
+
+
+def patient_next_tokens(prompts):
+    padding = Padding()
+    ids_BT = padding.pad(prompts, vocabulary.pad)
+    is_real_BT = padding.pad([[1] * len(prompt) for prompt in prompts], 0).bool()
+    with torch.no_grad():
+        return (
+            decoder(ids_BT, masks.causal(ids_BT.shape[1]) & masks.padding(is_real_BT)).logits[:, -1].argmax(-1).tolist()
+        )
+
+
+def same_as_alone(next_tokens):
+    """The share of prompts whose likeliest next token in a batch is the one that it is when the prompt comes alone."""
+    prompts = [
+        [vocabulary.bos, *tokenizer.encode(text)[: 4 + n]] for n, text in enumerate(texts_of(clinic_reviews[:16]))
+    ]
+    alone = [next_tokens([prompt])[0] for prompt in prompts]
+    return np.mean([a == b for a, b in zip(next_tokens(prompts), alone, strict=True)])
+
+
+# %% name="clinic-side-experiment"
+Markdown(f"In a batch, {same_as_alone(patient_next_tokens):.0%} of the prompts get the token that they get alone.")
+
+# %% [markdown] name="clinic-side-diagnosis"
+# <details><summary>Diagnosis</summary>
+#
+# The last position of a short prompt is padding, and the model is asked what follows *that*. To train and to classify, padding may
+# stand on the right; to generate it must stand on the left, unseen and without a place in the count of positions: <code>generate</code> does that.
+# </details>
+
+# %% name="clinic-side-cure" tags=["clinic"]
+
+
+def cured_next_tokens(prompts):
+    return [
+        row[0]
+        for row in generate(
+            decoder, prompts, vocabulary, max_new_tokens=1, temperature=0, stop_ids=(), allow_special=True
+        )
+    ]
+
+
+# %% [markdown] name="clinic-epoch-story"
+# ### Patient 6: the best one
+#
+# “Thirty runs, each with its own sample. Report the one that does best on the test.”
+
+# %% name="clinic-epoch" tags=["clinic"]
+pool_of_runs = labelled_sample(SENTENCES["train"], 1800, seed=7)
+runs_given = np.stack([
+    fit_bag_of_words(texts_of(part), labels_of(part)).predict(texts_of(SENTENCES["test"]))
+    for part in (pool_of_runs[60 * n : 60 * n + 60] for n in range(30))
+    if len(set(labels_of(part))) == 2
+])  # fmt: skip
+runs_right = runs_given == labels_of(SENTENCES["test"])
+
+
+def patient_report(on_dev, on_test):
+    best = on_test.mean(1).argmax()
+    return on_test[best].mean()
+
+
+def promised_and_kept(report, small=50):
+    """What is reported on 50 test sentences, averaged over many such tests, less what all 30 runs score on average."""
+    order = np.random.default_rng(0)
+    promised = []
+    for _ in range(200):
+        chosen = order.permutation(runs_right.shape[1])[: 2 * small]
+        promised.append(report(runs_right[:, chosen[:small]], runs_right[:, chosen[small:]]))
+    return 100 * (np.mean(promised) - runs_right.mean())
+
+
+# %% name="clinic-epoch-experiment"
+Markdown(
+    f"What is reported lies {promised_and_kept(patient_report):+.1f} points above what such a run scores on average, on {runs_right.shape[1]} sentences."
+)
+
+# %% [markdown] name="clinic-epoch-diagnosis"
+# <details><summary>Diagnosis</summary>
+#
+# The best of thirty on fifty sentences is mostly the luckiest. It is the same with the best epoch, the best rate, the best prompt: whoever
+# chooses on the test reports the luck. Choose on dev sentences, and look at the test once.
+# </details>
+
+# %% name="clinic-epoch-cure" tags=["clinic"]
+
+
+def cured_report(on_dev, on_test):
+    best = on_dev.mean(1).argmax()
+    return on_test[best].mean()
+
+
+# %% [markdown] name="clinic-unbalanced-story"
+# ### Patient 7: a report
+#
+# “Nineteen of twenty reviews in our shop are positive. The model is right in 95 %.”
+
+# %% name="clinic-unbalanced" tags=["clinic"]
+
+
+def patient_score(wanted, answers):
+    return np.mean(wanted == answers)
+
+
+def two_models(score):
+    """The score of a bag of words, and of a model that praises everything, on an unbalanced test."""
+    both = [[r for r in SENTENCES["test"] if r.label == label] for label in (1, 0)]
+    unbalanced = both[0][:285] + both[1][:15]
+    answers = fit_bag_of_words(texts_of(clinic_reviews), labels_of(clinic_reviews)).predict(texts_of(unbalanced))
+    return score(labels_of(unbalanced), answers), score(labels_of(unbalanced), np.ones(300, dtype=int))
+
+
+# %% name="clinic-unbalanced-experiment"
+Markdown("A bag of words scores {:.1%}, and a model that praises everything {:.1%}.".format(*two_models(patient_score)))
+
+# %% [markdown] name="clinic-unbalanced-diagnosis"
+# <details><summary>Diagnosis</summary>
+#
+# Accuracy asks how often, not whether anything was learned: whoever never finds a complaint wins. Macro F1 gives both classes the same
+# weight, and the confusion table shows the empty column.
+# </details>
+
+# %% name="clinic-unbalanced-cure" tags=["clinic"]
+
+
+def cured_score(wanted, answers):
+    return macro_f1(wanted, answers, 2)
+
+
+# %% [markdown] name="clinic-collapse-story"
+# ### Patient 8: a bold rate
+#
+# “LoRA trains few numbers, so it bears a high rate.”
+
+# %% name="clinic-collapse" tags=["clinic"]
+PATIENT_RATE, CURED_RATE = 3e-2, 2e-3
+
+
+def share_of_praise(rate, n_seeds=3):
+    """Of dev sentences, half of them praise: the share that is called praise after fine-tuning at this rate, on several samples."""
+    shares = []
+    for seed in range(n_seeds):
+        part = labelled_sample(SENTENCES["train"], 60, seed=seed)
+        model = Classifier(load_checkpoint("encoder"))
+        apply(model, LoRA(rank=8, alpha=16), modules_to_save=["head"], seed=seed)
+        fine_tune(
+            model,
+            texts_of(part),
+            labels_of(part),
+            tokenizer,
+            FineTuning(rate=rate, epochs=5, head_first=False, seed=seed),
+        )
+        shares.append(float(predictions(model, texts_of(SENTENCES["dev"]), tokenizer).argmax(1).mean()))
+    return shares
+
+
+# %% name="clinic-collapse-experiment"
+table(["sample", "called praise"], [[n + 1, f"{share:.0%}"] for n, share in enumerate(share_of_praise(PATIENT_RATE))])
+
+# %% [markdown] name="clinic-collapse-diagnosis"
+# <details><summary>Diagnosis</summary>
+#
+# It gives nearly the same answer to everything. A step too large has driven the features to where all texts look alike, and no gradient leads back.
+# An accuracy near one half does not show it; the share of each answer does. Look at more than one sample: at the border of what a
+# model bears, some collapse and some do not, and the mean of both describes neither.
+# </details>
+
+# %% name="clinic-collapse-cure" tags=["clinic"]
+# the rate: CURED_RATE
+
+# %% [markdown] name="cures"
+# Each patient's cure stands in a cell beside its diagnosis. Here is every experiment once more, on patient and cure.
+
+
+# %% name="clinic-after" jupyter={"source_hidden": true}
+def far_from_half(shares):
+    return max(abs(share - 0.5) for share in shares)
+
+
+cases = [
+    ["tests known from training", *(f"{tests_known(f):.0%}" for f in (patient_split, cured_split))],
+    [
+        "reported loss, and that of the answers",
+        *("{:.2f}, {:.2f}".format(*losses_of_tuning(f)) for f in (patient_batch, cured_batch)),
+    ],
+    ["nats per token of a review", *(f"{loss_on_a_review(f):.2f}" for f in (patient_labels, cured_labels))],
+    ["examples without an answer", *(f"{without_an_answer(f):.0%}" for f in (patient_encode, cured_encode))],
+    [
+        "prompts that get the same token as alone",
+        *(f"{same_as_alone(f):.0%}" for f in (patient_next_tokens, cured_next_tokens)),
+    ],
+    ["points promised beyond what is kept", *(f"{promised_and_kept(f):+.1f}" for f in (patient_report, cured_report))],
+    ["score of praising everything", *(f"{two_models(f)[1]:.2f}" for f in (patient_score, cured_score))],
+    [
+        "called praise, farthest from one half",
+        *(f"{far_from_half(share_of_praise(rate)):.0%}" for rate in (PATIENT_RATE, CURED_RATE)),
+    ],
+]
+table(["what was measured", "patient", "cured"], cases)
+
+# %% [markdown] name="claims"
+# ## What is usually said
+#
+# “The source” is the text that this course grew out of; its curves were drawn, not measured. The verdicts are computed from the figures
+# above.
+
+# %% name="claims-table" jupyter={"source_hidden": true}
+halfway = {source: max(by, key=by.get) for source, by in ahead.items()}
+tanh, plain = shares_of_heads["mean, dense and tanh"], shares_of_heads["mean"]
+full_and_lora = {
+    n: np.mean(curves["imdb"]["MiniLM"][n]) - np.mean(curves["imdb"]["MiniLM, LoRA"][n])
+    for n in curves["imdb"]["MiniLM"].keys() & curves["imdb"]["MiniLM, LoRA"].keys()
+}
+scratch_behind = [
+    n for n, v in curves["imdb"]["scratch"].items() if np.mean(v) < np.mean(curves["imdb"]["bag of words"][n])
+]
+claims = [
+    [
+        "Fine-tuning a pre-trained model beats classical methods.",
+        "no baseline",
+        "; ".join(
+            f"{SOURCE_NAMES[s]}: {by[halfway[s]]:+.1f} points at most, {by[max(by)]:+.1f} with {max(by):,} labels"
+            for s, by in ahead.items()
+        ),
+        "holds at every number of labels recorded"
+        if all(v > 0 for by in ahead.values() for v in by.values())
+        else "depends on the number of labels",
+    ],
+    [
+        "So does a transformer trained from scratch.",
+        "smooth curves",
+        f"behind the bag of words at {', '.join(f'{n:,}' for n in scratch_behind)} labels (IMDB)",
+        "not with this few labels" if scratch_behind else "holds here",
+    ],
+    [
+        "[CLS] is the vector of a text.",
+        "used",
+        f"[CLS] {100 * shares_of_heads['[CLS]'].value:.1f} %, mean {100 * plain.value:.1f} %",
+        "no difference that 300 sentences show"
+        if plain.holds(shares_of_heads["[CLS]"].value)
+        else "not for this model",
+    ],
+    [
+        "A dense layer with tanh belongs before the output.",
+        "used",
+        f"with {100 * tanh.value:.1f} %, without {100 * plain.value:.1f} %",
+        "no difference that 300 sentences show" if plain.holds(tanh.value) else "see section 2",
+    ],
+    [
+        "Fit the head first.",
+        "not mentioned",
+        f"{100 * difference.value:+.1f} points ({100 * difference.low:+.1f} to {100 * difference.high:+.1f})",
+        "not settled here" if not settled else "not for this model" if difference.value < 0 else "holds here",
+    ],
+    [
+        "Loss on the answer alone is better.",
+        "done",
+        f"{gap:+.3f} nats per token of answers without it",
+        "holds here" if gap > 0.02 else "no difference here",
+    ],
+    [
+        "A fine-tuned model follows instructions.",
+        "three examples",
+        f"positive {asked_after['positive'][0]:.0f} %, negative {asked_after['negative'][0]:.0f} % as asked, before {asked_before:.0f} %",
+        "the requests that it was tuned on, in other words too; no others",
+    ],
+]
+table(["claim", "the source", "measured here", "verdict"], claims)
+
+# %% [markdown] name="summary"
+# ## What to remember
+#
+# - Before the model: which texts are the same text, and which side are they on? A split by a hash of the normalised text answers once and
+#   for all.
+# - Beside the model: a bag of words on the same stretch of text, with the same labels. A transformer from random weights is usually behind it.
+# - Padding is computed. Put texts of like length together.
+# - A head, a pooling, a rate, fitting the head first: advice has conditions. Each can be measured in seconds, and one sample settles none.
+# - Choose on dev texts, look at the test once. Report an interval, and compare two models on the texts on which they disagree.
+# - Confidence is not knowledge. Read the answers that it was most sure of and wrong.
+# - Fine-tuning forgets. A strategy that keeps the base can be switched off.
+# - A model that follows instructions has learned a form, and to do what it was shown. Measure the request, on wordings that it has not seen, by
+#   a judge that shares no text with it, and state the judge's own error.
+#
+# **Where it leads.** Chapter 5 makes all of this cheaper: lower precision, less memory, several processes.
+#
+# ## References
+#
+# - Duplicates in training text: Lee et al., arXiv:2107.06499. The reviews: Maas et al. 2011; Pang and Lee, arXiv:cs/0506075.
+# - MiniLM: Wang et al., arXiv:2002.10957; made to compare sentences: Reimers and Gurevych, arXiv:1908.10084.
+# - Head first, then the rest: Kumar et al., arXiv:2202.10054. LoRA: Hu et al., arXiv:2106.09685.
+# - Calibration and ECE: Guo et al., arXiv:1706.04599. Integrated gradients: Sundararajan et al., arXiv:1703.01365.
+# - Text to text: Raffel et al., arXiv:1910.10683. Warm-started encoder-decoders: Rothe et al., arXiv:1907.12461.
+# - Instruction tuning: Wei et al., arXiv:2109.01652; Sanh et al., arXiv:2110.08207; the template: Taori et al. 2023. Loss on instructions:
+#   Huerta-Enochian and Ko, arXiv:2401.13586. Nucleus sampling: Holtzman et al., arXiv:1904.09751.
+#
+# In the library: `course_lib/finetuning/`, and `course_lib/evaluation/` for all that judges.
+
+# %% name="sweep-controls" tags=["remove-cell"] jupyter={"source_hidden": true}
+for box in (threshold_box, generation_box):
+    sweep(box)  # every control to its ends: fails if one of them shows an error
