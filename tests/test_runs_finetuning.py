@@ -6,6 +6,7 @@ import math
 import shutil
 from collections import Counter
 from dataclasses import asdict, replace
+from functools import cache
 
 import numpy as np
 import pytest
@@ -15,7 +16,7 @@ from tiny import tiny
 from torch.nn import functional as F
 
 from course_lib.data import course_tokenizer, identity, normalize, reviews_of
-from course_lib.evaluation import bag_of_words_predictions, first_tokens, proportion_interval
+from course_lib.evaluation import bag_of_words_predictions, first_tokens, macro_f1, proportion_interval
 from course_lib.finetuning import Instruction, encode, predictions, prompt_of
 from course_lib.finetuning.tasks import TASKS, make_examples
 from course_lib.pretrained import save_model
@@ -29,10 +30,10 @@ TOKENIZER = course_tokenizer()
 
 @pytest.fixture(scope="module", autouse=True)
 def quick_and_in_fp32():
-    """What pays on this machine is not what is tested, nor are 1,000 resamples better than 40 for that."""
+    """What pays on this machine is not what is tested, nor is waiting for the disk."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("course_lib.runtime.fast_dtype", lambda device: torch.float32)
-        patch.setattr(outcome, "RESAMPLES", 40)
+        patch.setattr("course_lib.files.os.fsync", lambda descriptor: None)
         yield
 
 
@@ -45,11 +46,15 @@ def written_to(path, content):
     return str(path)
 
 
+@cache
+def reviews(split, source):
+    return reviews_of(split, source)
+
+
 def texts(count, source="rotten_tomatoes"):
     """Real reviews with their labels in words, shortened."""
     return [
-        {"text": review.text[:90], "label": ("bad", "good")[review.label]}
-        for review in reviews_of("train", source)[:count]
+        {"text": review.text[:90], "label": ("bad", "good")[review.label]} for review in reviews("dev", source)[:count]
     ]
 
 
@@ -152,7 +157,7 @@ ASKED = '{"instruction": "say", "output": "yes"}\n'
         ("a.csv", "text,label\na,x\nA,y\n", "have 0 label (texts left out because they have two different labels: 1"),
         (
             "a.csv",
-            "text,label\na,x\nb,x\nc,y\nd,y\n",
+            "text,label\na,x\nc,x\ng,y\nh,y\n",
             "its examples split into 4 to learn from, 0 held out and 0 to test",
         ),
         ("a.jsonl", ASKED, "split into 1 to learn from, 0 held out and 0 to test: give more, of 50"),
@@ -189,8 +194,8 @@ def all_of(examples):
 
 
 def test_no_text_stands_on_both_sides_and_the_parts_have_their_shares(tmp_path):
-    rows = texts(2000)
-    rows += [row | {"text": f"  {row['text'].upper()} "} for row in rows[:300]]  # the same texts, written otherwise
+    rows = texts(200) + texts(500, "imdb")
+    rows += [row | {"text": f"  {row['text'].upper()} "} for row in rows[:100]]  # the same texts, written otherwise
     examples = own_examples(written_to(tmp_path / "a.jsonl", lines_of(rows)))
     parts = [{normalize(one.text) for one in part} for part in examples.parts.values()]
     assert sum(map(len, parts)) == len(set.union(*parts)) == len({normalize(row["text"]) for row in rows})
@@ -287,11 +292,10 @@ def test_packaged_reviews_are_half_of_each_kind_and_of_their_own_splits():
     assert Counter(one.label for one in examples.train) == {0: 10, 1: 10}
     assert [len(part) for part in examples.parts.values()] == [20, 200, 30]
     for name, part in zip(("train", "dev", "test"), examples.parts.values(), strict=True):
-        known = {(review.text, review.label) for review in reviews_of(name, "imdb")}
+        known = {(review.text, review.label) for review in reviews(name, "imdb")}
         assert {(one.text, one.label) for one in part} <= known
         assert all(clean(one.text) == one.text for one in part)
     assert packaged_examples("imdb", 20, 30, seed=4).train != examples.train
-    assert packaged_examples("imdb", 20, 30, seed=3) == examples
 
 
 # ---------------------------------------------------------------- a classifier, from end to end
@@ -393,7 +397,7 @@ def test_three_classes_are_learned_on_a_decoder_that_pools_its_last_token(bases,
     report = finetune(run, tmp_path / "out", device="cpu", progress=lambda line: None)
     assert report.tuned.classes == ("numbers", "review", "sentence")
     assert report.tuned.classifier.pooling == "last"
-    assert report.metrics["test"]["accuracy"]["low"] > 0.5 > report.metrics["test"]["most_frequent_class"]
+    assert report.metrics["test"]["accuracy"]["low"] > report.metrics["test"]["most_frequent_class"] + 0.05
     assert report.tuned.predict([sources["numbers"][0]])[0].label == "numbers"
 
 
@@ -462,6 +466,7 @@ def test_examples_that_are_too_long_are_left_out_and_counted(bases, tmp_path):
     examples = run.examples()
     kept = [one for one in examples.test if len(TOKENIZER.encode(prompt_of(one) + one.output)) < 80]
     assert report.metrics["sizes"]["to test"] == len(kept) < len(examples.test)
+    assert sum(report.metrics["sizes"].values()) == 54
     assert report.tuned.max_new_tokens == len(TOKENIZER.encode("yes")) + 1
     with pytest.raises(ValueError, match=r"of the .* to learn from none fits into max_tokens 8: raise it"):
         finetune(replace(run, max_tokens=8), tmp_path / "none", device="cpu", progress=lambda line: None)
@@ -481,6 +486,7 @@ def test_examples_that_are_too_long_are_left_out_and_counted(bases, tmp_path):
         ({"source": "imdb", "strategy": "full", "rank": 8}, "rank is LoRA's, and the strategy is full: leave it out"),
         ({"source": "imdb", "rank": 0}, "rank is 0: give a whole number of at least 1"),
         ({"source": "imdb", "pooling": "max"}, "pooling 'max' is unknown: choose one of mean, cls, last"),
+        ({"source": "imdb", "labels": 0}, "labels is 0: give at least 2"),
         ({"source": "imdb", "tests": 1}, "tests is 1: give at least 2"),
         ({"source": "imdb", "epochs": 0}, "epochs is 0: give at least 1"),
         ({"source": "imdb", "batch_size": 0}, "batch_size is 0: give at least 1"),
@@ -672,6 +678,15 @@ def test_texts_without_a_word_have_no_bag_of_words_and_the_report_says_so(bases,
     report = finetune(run, tmp_path / "out", device="cpu", progress=lambda line: None)
     assert report.metrics["test"]["bag_of_words"] is None
     assert "| no words to count |" in report.text and "Right where the bag of words" not in report.text
+
+
+def test_the_quick_f1_is_the_librarys():
+    rng = np.random.default_rng(0)
+    for n_classes in (2, 3, 7):
+        labels, given = rng.integers(n_classes, size=(2, 40))
+        wanted = macro_f1(labels, given, n_classes)
+        assert outcome._mean_f1(labels, given, n_classes=n_classes) == pytest.approx(wanted, rel=1e-12)
+    assert outcome._mean_f1(np.array([0, 0]), np.array([0, 0]), n_classes=2) == macro_f1([0, 0], [0, 0], 2) == 0.5
 
 
 def test_a_class_that_is_not_tested_does_not_lower_the_mean_f1():

@@ -236,7 +236,7 @@ def test_a_continuation_is_what_generate_writes_and_begins_with_a_draw_from_the_
     options = {"temperature": 0.9, "top_k": 40, "top_p": 0.8}
     new, logits_SV = writing().path("a film")
     ids = [VOCABULARY.bos, *TOKENIZER.encode(PROMPTS["a film"]), *new[:2]]
-    for seed in range(4):
+    for seed in (0, 1):
         view = writing().compute(written=2, seed=seed, **options)
         wanted = generate(decoder(), [ids], VOCABULARY, max_new_tokens=DRAWN, generator=seeded(seed), **options)[0]
         assert view.continuation == tuple(TOKENIZER.token(i) for i in wanted) and view.seed == seed
@@ -413,16 +413,23 @@ def test_no_threshold_of_the_slider_costs_less_than_the_best(cost):
     assert all(bench.compute(float(t), cost).expected_cost >= at_best.expected_cost - 1e-12 for t in GRID_T[::10])
 
 
-@pytest.mark.parametrize("cost", [0.25, 1.0, 3.0])
+@pytest.mark.parametrize("cost", few([0.25, 1.0, 3.0], 3.0))
 def test_of_right_probabilities_the_best_threshold_is_where_both_errors_cost_the_same(cost):
     draw = np.random.default_rng(1)
-    probability_N = draw.random(200_000)
-    labels_N = (draw.random(200_000) < probability_N).astype(int)
+    probability_N = draw.random(100_000)
+    labels_N = (draw.random(100_000) < probability_N).astype(int)
     view = ThresholdBench(probability_N, labels_N).compute(0.5, cost)
     assert view.calibrated == cost / (1 + cost)
-    assert view.best == pytest.approx(view.calibrated, abs=0.03)
+    assert view.best == pytest.approx(view.calibrated, abs=0.05)
     overconfident = ThresholdBench(probability_N**3, labels_N).compute(0.5, cost)  # negative control
-    assert overconfident.best == pytest.approx(view.calibrated**3, abs=0.03) != view.calibrated
+    assert overconfident.best == pytest.approx(view.calibrated**3, abs=0.06) != view.calibrated
+
+
+@pytest.mark.parametrize(("cost", "best"), [(1.0, 0.5), (4.0, 0.8), (0.1, 0.205), (10.0, 0.9)])
+def test_of_thresholds_that_cost_the_same_the_best_is_nearest_to_the_calibrated_one(cost, best):
+    """All above 0.2 and up to 0.9 make no error."""
+    view = ThresholdBench([0.2, 0.9], [0, 1]).compute(0.5, cost)
+    assert view.cost_T.min() == 0 and view.best == best
 
 
 def test_dearer_false_positives_raise_the_threshold():
@@ -433,7 +440,7 @@ def test_dearer_false_positives_raise_the_threshold():
 
 def test_histograms_hold_every_text_once():
     probability_N, labels_N = texts_judged()
-    view = ThresholdBench(probability_N, labels_N).compute()
+    view = ThresholdBench(probability_N, labels_N).compute(0.3)
     assert (view.positive_K.sum(), view.negative_K.sum()) == (labels_N.sum(), (1 - labels_N).sum())
     assert len(view.positive_K) == BINS and view.n_texts == len(labels_N)
     figure = draw_threshold(view)
@@ -442,16 +449,20 @@ def test_histograms_hold_every_text_once():
     assert down.get_data().values == pytest.approx(-np.sqrt(view.negative_K))
     assert wrong_up.get_hatch() and wrong_down.get_hatch() and not up.get_hatch() and not down.get_hatch()
     assert up.get_facecolor() != down.get_facecolor()
+    to_data = figure.axes[0].transData.inverted()
+    hatched = [to_data.transform_bbox(wrong.get_clip_box()) for wrong in (wrong_up, wrong_down)]
+    assert [(box.x0, box.x1) for box in hatched] == [pytest.approx((0, 0.3)), pytest.approx((0.3, 1))]
 
 
-@pytest.mark.parametrize("labels", [0, 1])
-def test_texts_of_one_class_leave_gaps_and_no_error(labels, reading):
-    bench = ThresholdBench([0.2, 0.7, 0.7], [labels] * 3)
-    for threshold in (0.0, 0.7, 1.0):
-        view = bench.compute(threshold)
-        figure, words = reading(draw_threshold, view)
-        assert_readable(figure, words)
-    assert any("none" in text for text, _ in words)
+ONE_CLASS = [(0, 0.0), (0, 1.0), (1, 0.0), (1, 0.7), (1, 1.0)]
+
+
+@pytest.mark.parametrize(("label", "threshold"), few(ONE_CLASS, ONE_CLASS[1]))
+def test_texts_of_one_class_leave_gaps_and_no_error(label, threshold, reading):
+    view = ThresholdBench([0.2, 0.7, 0.7], [label] * 3).compute(threshold)
+    figure, words = reading(draw_threshold, view)
+    assert_readable(figure, words)
+    assert any("none" in text for text, _ in words) == any(np.isnan(getattr(view.present, name)) for name in LOOKS)
 
 
 @pytest.mark.parametrize(
@@ -473,7 +484,7 @@ def test_thresholds_and_costs_out_of_range_are_refused(threshold, cost, words):
 AT = [(0.5, 1.0), (0.0, 10.0), (1.0, 0.1), (0.995, 9.99)]
 
 
-@pytest.mark.parametrize(("threshold", "cost"), few(AT, AT[0], AT[3]))
+@pytest.mark.parametrize(("threshold", "cost"), few(AT, AT[3]))
 def test_the_picture_of_a_threshold_can_be_read(reading, threshold, cost):
     view = ThresholdBench(*texts_judged(count=20_000 if cost > 9 else 300)).compute(threshold, cost)
     figure, words = reading(draw_threshold, view)
@@ -575,18 +586,21 @@ def classifier(n_classes=2):
     return shaken(Classifier(new_model(partial(Encoder, head=False), CONFIG, device="cpu"), n_classes), 0.3).eval()
 
 
+ROUNDED = 0.005  # `predictions` may compute in bfloat16, and a judge never does
+
+
 def log_odds(ids):
     with torch.no_grad():
         logits_C = classifier()(torch.tensor([ids]), torch.ones(1, len(ids), dtype=torch.bool))[0]
     return (logits_C[1] - logits_C[0]).item()
 
 
-@pytest.mark.parametrize("text", [REVIEWS[0], "Unbelievable!"])
+@pytest.mark.parametrize("text", [REVIEWS[3], "Unbelievable!"])
 def test_the_tokens_of_a_classifier_sum_to_what_they_add_to_a_text_of_padding(text):
     judged = judge_with(classifier(), TOKENIZER, tolerance=1e-3)(text)
     ids, frame = TOKENIZER.encode(text), (VOCABULARY.bos, VOCABULARY.eos)
     assert judged.tokens == tuple(map(TOKENIZER.token, ids))
-    assert judged.positive == pytest.approx(predictions(classifier(), [text], TOKENIZER)[0, 1], abs=1e-5)
+    assert judged.positive == pytest.approx(predictions(classifier(), [text], TOKENIZER)[0, 1], abs=ROUNDED)
     score = log_odds([frame[0], *ids, frame[1]])
     start = log_odds([frame[0], *[VOCABULARY.pad] * len(ids), frame[1]])
     assert sum(judged.values) == pytest.approx(score - start, rel=2e-3)
@@ -598,7 +612,8 @@ def test_a_classifier_reads_its_first_tokens():
     text = "a good film " * 10
     judged = judge_with(classifier(), TOKENIZER, max_tokens=7)(text)
     assert judged.tokens == tuple(map(TOKENIZER.token, TOKENIZER.encode(text)[:7])) and len(judged.values) == 7
-    assert judged.positive == pytest.approx(predictions(classifier(), [text], TOKENIZER, max_tokens=7)[0, 1], abs=1e-5)
+    wanted, longer = (predictions(classifier(), [text], TOKENIZER, max_tokens=n)[0, 1] for n in (7, 40))
+    assert judged.positive == pytest.approx(wanted, abs=ROUNDED) != longer
 
 
 def test_texts_and_classifiers_that_nobody_can_judge_are_refused():

@@ -111,8 +111,8 @@ def read_asked(path: Path | str, kind: str) -> list[str] | list[Instruction]:
 
 
 def part_of(text_identity: str) -> str:
-    """'test', 'held_out' or 'train', by a text's identity alone; by other digits of it than those that split the packaged
-    reviews, so that a file made of one of their parts splits like any other.
+    """'test', 'held_out' or 'train', by a text's identity alone: by other digits of it than those that split the
+    packaged reviews, so that a file made of one of their parts splits like any other.
 
     >>> part_of(identity("A good film")) == part_of(identity("a  good film"))
     True

@@ -20,6 +20,7 @@ from course_lib.runs.tuned import SETTINGS, Base, load_base
 from course_lib.runtime import describe_machine, pick_device
 
 LABELS, TESTS = 100, 500  # of the packaged reviews, where nothing is said
+PATIENCE = 5  # epochs without a lower held-out loss, after which it stops
 LONGEST_EXAMPLE = 256  # tokens of a prompt with its answer, where nothing is said
 STRATEGIES: dict[str, Strategy] = {
     "full": Full(),
@@ -71,8 +72,8 @@ class FineTune:
     source: "imdb" or "rotten_tomatoes", packaged reviews; labels: how many of them are learned from, half of each kind.
     data: a .csv or .jsonl of your own instead (`own_examples` says of what form, and how it is split). tests: at most
     so many texts are tested on. base: "minilm", "encoder", "decoder" (the course's), or a folder with a model and its
-    tokenizer.json. strategy: a key of STRATEGIES; rank: LoRA's, scaled by 2. max_tokens: how much of a text is read, or
-    how long a prompt may be with its answer. pooling: of a classifier's tokens, one of POOLINGS.
+    tokenizer.json. strategy: a key of STRATEGIES; rank: LoRA's, alpha is twice that. max_tokens: how much of a text is
+    read, or how long a prompt may be with its answer. pooling: of a classifier's tokens, one of POOLINGS.
     Raises ValueError for what cannot be run, before anything is read.
     """
 
@@ -101,7 +102,7 @@ class FineTune:
             raise ValueError(f"rank is LoRA's, and the strategy is {self.strategy}: leave it out, or take lora")
         if self.pooling is not None and self.pooling not in POOLINGS:
             raise ValueError(f"pooling {self.pooling!r} is unknown: choose one of {', '.join(POOLINGS)}")
-        for name, least in {"tests": 2, "epochs": 1, "batch_size": 1, "max_tokens": 1}.items():
+        for name, least in {"labels": 2, "tests": 2, "epochs": 1, "batch_size": 1, "max_tokens": 1}.items():
             if (value := getattr(self, name)) is not None and value < least:
                 raise ValueError(f"{name} is {value}: give at least {least}")
         self.adaptation()
@@ -115,7 +116,8 @@ class FineTune:
         """The data, read and checked. Raises what `packaged_examples` or `own_examples` raises."""
         if self.data is not None:
             return own_examples(self.data, self.tests)
-        return packaged_examples(self.source, self.labels or LABELS, self.tests or TESTS, seed=self.seed)
+        labels, tests = self.labels or LABELS, self.tests or TESTS
+        return packaged_examples(self.source, labels, tests, seed=self.seed)
 
     def training(self, examples: Examples, base: Base) -> FineTuning:
         """How it is trained: what suits, and what is given.
@@ -162,15 +164,14 @@ def finetune(
         learned = learn_classes(examples, base, run.adaptation(), _pooling(run, base), how, progress)
     else:
         learned = learn_instructions(examples, base, run.adaptation(), how, progress)
-    metrics = _metrics(run, examples, base, how, learned, time.perf_counter() - began)
+    metrics = _metrics(run, base, how, learned, time.perf_counter() - began)
     return write_report(out, metrics, learned.tuned, base)
 
 
-def _metrics(run: FineTune, examples: Examples, base: Base, how: FineTuning, learned: Learned, seconds: float) -> dict:
+def _metrics(run: FineTune, base: Base, how: FineTuning, learned: Learned, seconds: float) -> dict:
     """All that is known of a run, as `metrics.json` holds it."""
+    strategy, examples = run.adaptation(), learned.examples
     judge = judge_classifier if examples.kind == CLASSIFICATION else judge_writer
-    strategy, best = run.adaptation(), learned.best
-    too_long = (f"examples left out because they are too long: {learned.too_long}",) if learned.too_long else ()
     return {
         "kind": examples.kind,
         "base": base.name,
@@ -181,13 +182,13 @@ def _metrics(run: FineTune, examples: Examples, base: Base, how: FineTuning, lea
         "training": {name: getattr(how, name) for name in ("rate", "epochs", "batch_size", "max_tokens", "seed")},
         "origin": examples.origin,
         "classes": list(examples.classes),
-        "sizes": {name: len(part) for name, part in (examples.parts | {"to test": learned.test}).items()},
-        "notes": [*examples.notes, *too_long],
+        "sizes": {name: len(part) for name, part in examples.parts.items()},
+        "notes": list(examples.notes),
         "epochs": [asdict(point) for point in learned.points],
-        "best_epoch": best.epoch,
+        "best_epoch": learned.best.epoch,
         "seconds": seconds,
         "machine": describe_machine(),
-        "test": judge(learned, examples),
+        "test": judge(learned),
     }
 
 
@@ -215,7 +216,7 @@ def _suiting_classes(base: Base, strategy: str, examples: Examples) -> FineTunin
 
 def _nearest(by_number: ByNumber, number: int, **more: object) -> FineTuning:
     rate, epochs = by_number[min(by_number, key=lambda known: abs(math.log(known / number)))]
-    return FineTuning(rate=rate, epochs=epochs, head_strength=0.005, length_grouped=True, **more)
+    return FineTuning(rate=rate, epochs=epochs, head_strength=0.005, length_grouped=True, patience=PATIENCE, **more)
 
 
 def _check_writes(run: FineTune, base: Base) -> None:

@@ -2,13 +2,13 @@
 reviews, and judged on prompts that it has never seen, by rules and by a classifier that shares no text with it."""
 
 import itertools
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
 
-from course_lib.data import DATA_FOLDER, course_tokenizer, normalize
+from course_lib.data import DATA_FOLDER, course_tokenizer, holds_slur, normalize
 from course_lib.evaluation import Interval, copied_share, proportion_interval
 from course_lib.files import sha256_of
 from course_lib.finetuning import (
@@ -20,12 +20,21 @@ from course_lib.finetuning import (
     encode_prompt,
     length_grouped,
 )
-from course_lib.finetuning.tasks import TASKS, Task, clear_sentences, labelled_sentences, make_examples
+from course_lib.finetuning.tasks import (
+    TASKS,
+    WORDS,
+    Task,
+    clear_sentences,
+    labelled_sentences,
+    make_examples,
+    sentiment_by_words,
+)
 from course_lib.generation import generate
 from course_lib.model import Decoder
 from course_lib.objectives import Batch
 from course_lib.optimizers import make_optimizer
 from course_lib.peft import LoRA, Strategy, apply, load_adapter, save_adapter
+from course_lib.peft.strategy import STATE
 from course_lib.pretrained import CHECKPOINTS_FOLDER, load_checkpoint
 from course_lib.records import Record
 from course_lib.runs.judging import ADAPTERS_FOLDER, Judge, load_judge
@@ -34,6 +43,20 @@ from course_lib.schedules import Schedule
 from course_lib.training import StepRecord, train
 
 MAX_LEN = 160  # tokens of an example
+
+
+@dataclass(frozen=True)
+class Own:
+    """The second stage: the model writes `count` reviews of each sentiment, and learns from those of whose sentiment a
+    bag of words is as sure as `sure` (rejection sampling, arXiv:2308.01825), beside examples of the other tasks."""
+
+    count: int = 3000
+    sure: float = 0.95
+    others: dict[str, int] = field(
+        default_factory=lambda: {"classify": 2500, "begin": 5000, "continue": 1200, "repeat": 2500}
+    )
+    epochs: int = 2
+    rate: float = 5e-4
 
 
 @dataclass(frozen=True)
@@ -49,10 +72,11 @@ class Following:
     )  # fmt: skip
     strategy: Strategy = field(default_factory=lambda: LoRA(rank=64, alpha=128))
     rate: float = 2e-3
-    epochs: int = 8
+    epochs: int = 6
     batch_size: int = 64
     learn: str = "response"
     clear: float = 0.9
+    own: Own = field(default_factory=lambda: Own())
     seed: int = 0
 
     @property
@@ -73,22 +97,12 @@ class Sampling:
 
 def tuning_examples(how: Following, epoch: int) -> list[Encoded]:
     """What a decoder is tuned on in one epoch, task by task, as tokens."""
-    made = [
-        example
-        for name, count in how.examples.items()
-        for example in make_examples(TASKS[name], count, seed=1000 * how.seed + epoch, clear=how.clear)
-    ]
-    return [encode(example, course_tokenizer(), max_len=MAX_LEN) for example in made]
+    return _encoded(_made(how.examples, how, 1000 * how.seed + epoch))
 
 
 def tuning_batches(how: Following) -> Iterator[Batch]:
     """Batches without end, epoch after epoch, of examples of like length."""
-    collate = GenerationCollator(course_tokenizer().vocabulary, learn=how.learn)
-    for epoch in itertools.count():
-        encoded = tuning_examples(how, epoch)
-        lengths = [len(example.input_ids) for example in encoded]
-        for numbers in length_grouped(lengths, how.batch_size, generator=seeded(how.seed, epoch)):
-            yield as_batch(collate([encoded[n].as_example() for n in numbers]))
+    return _batches(lambda epoch: tuning_examples(how, epoch), how)
 
 
 def follow(decoder: Decoder, how: Following, *, steps: int | None = None) -> Iterator[StepRecord]:
@@ -97,13 +111,44 @@ def follow(decoder: Decoder, how: Following, *, steps: int | None = None) -> Ite
 
     steps: of a shorter run (default: how.steps).
     """
-    if not hasattr(decoder, "_adaptation"):
+    if not hasattr(decoder, STATE):
         apply(decoder, how.strategy, seed=how.seed)
     steps = steps or how.steps
     rate = Schedule("linear", how.rate, steps, warmup=min(50, steps // 5))
     optimizer = make_optimizer(decoder, weight_decay=0.0, betas=(0.9, 0.98))
     yield from train(decoder, tuning_batches(how), steps=steps, rate=rate, optimizer=optimizer)
     decoder.eval()
+
+
+def refine(decoder: Decoder, how: Following) -> Iterator[StepRecord]:
+    """The second stage of tuning, a record a step: learn from the best of what the decoder writes itself."""
+    own = [example for name in ("positive", "negative") for example in clear_reviews(decoder, TASKS[name], how)]
+    n_others = len(_made(how.own.others, how, 0))
+    steps = how.own.epochs * -(-(len(own) + n_others) // how.batch_size)
+    batches = _batches(lambda epoch: _encoded([*own, *_made(how.own.others, how, 1000 * how.seed + 500 + epoch)]), how)
+    rate = Schedule("linear", how.own.rate, steps, warmup=min(20, steps // 5))
+    optimizer = make_optimizer(decoder, weight_decay=0.0, betas=(0.9, 0.98))
+    yield from train(decoder, batches, steps=steps, rate=rate, optimizer=optimizer)
+    decoder.eval()
+
+
+def clear_reviews(decoder: Decoder, task: Task, how: Following) -> list[Instruction]:
+    """Of the reviews that a decoder writes on demand, those with the sentiment that was asked for, as sure as
+    how.own.sure: each once, none that a person wrote."""
+    asked = make_examples(task, how.own.count, seed=1000 * how.seed + 999)
+    written = answers(decoder, asked, Sampling(temperature=1.0, top_p=0.95, seed=how.seed))
+    positive_N = sentiment_by_words(written)
+    sure_N = positive_N if task.sentiment else 1 - positive_N
+    known, kept = set(labelled_sentences("train")[0]), {}
+    for one, text, sure in zip(asked, written, sure_N, strict=True):
+        if (
+            sure >= how.own.sure
+            and len(text.split()) in WORDS
+            and normalize(text) not in known
+            and not holds_slur(text)
+        ):
+            kept.setdefault(normalize(text), Instruction(one.instruction, "", text))
+    return list(kept.values())
 
 
 def answers(
@@ -158,15 +203,12 @@ def assess(
 
 
 def originality(written: Sequence[str], *, n: int = 8) -> tuple[float, float]:
-    """The share of the n-grams of written texts that stand in the text of tuning word for word, and the same share for
-    as many sentences that people wrote and no model has read: what any reviews have in common."""
-    encode_all, eos = course_tokenizer().encode_all, course_tokenizer().vocabulary.eos
-    tuning = [i for ids in encode_all(labelled_sentences("train")[0]) for i in (*ids, eos)]
+    """The share of the runs of `n` words of written texts that stand in the text of tuning word for word, and the same
+    share for as many sentences that people wrote and no model has read: what any reviews have in common."""
+    tuning = [word for text in labelled_sentences("train")[0] for word in (*text.split(), "")]
     people = [text for label in (0, 1) for text in clear_sentences("test", label, 0.9)[: len(written) // 2]]
-    written_share, people_share = (
-        copied_share([ids for ids in encode_all(texts) if len(ids) >= n], tuning, n) for texts in (written, people)
-    )
-    return written_share, people_share
+    shares = (copied_share([normalize(text).split() for text in texts], tuning, n) for texts in (written, people))
+    return next(shares), next(shares)
 
 
 def record_following(
@@ -177,8 +219,8 @@ def record_following(
     count: int = 100,
     progress: Callable[[str], None] = print,
 ) -> Path:
-    """Tune the decoder to follow instructions, save its adapter, and write down its loss and how it and the decoder
-    before tuning answer `count` prompts of each task. An adapter that is there already is only judged."""
+    """Tune the decoder to follow instructions, save its adapter, and write down how it and the decoder before tuning
+    answer `count` prompts of each task. An adapter that is there already is only judged."""
     how = how or Following()
     about = {"following": asdict(how), "sampling": asdict(Sampling()), "count": count}
     about["decoder_sha256"] = sha256_of(CHECKPOINTS_FOLDER / "decoder" / "model.safetensors")
@@ -187,11 +229,9 @@ def record_following(
     decoder = load_checkpoint("decoder").to(pick_device())
     _add_assessment(record, "before", decoder, count, progress)
     if not (folder / "adapter_config.json").exists():
-        for row in follow(decoder, how):
-            if row.step % 10 == 0 or row.step <= 10:
-                record.add(name="tuning", seed=how.seed, step=row.step, metric="loss", value=row.loss)
+        for row in itertools.chain(follow(decoder, how), refine(decoder, how)):
             if row.step % 100 == 0:
-                progress(f"step {row.step} of {how.steps}, loss {row.loss:.3f}")
+                progress(f"step {row.step}, loss {row.loss:.3f}")
         save_adapter(decoder, folder)
     else:
         load_adapter(decoder, folder)
@@ -226,3 +266,24 @@ def _add_assessment(record: Record, when: str, decoder: Decoder, count: int, pro
     }
     for metric, value in values.items():
         record.add(name=f"{when}, reviews", seed=0, step=len(reviews), metric=metric, value=value)
+
+
+def _made(counts: Mapping[str, int], how: Following, seed: int) -> list[Instruction]:
+    return [
+        example
+        for name, count in counts.items()
+        for example in make_examples(TASKS[name], count, seed=seed, clear=how.clear)
+    ]
+
+
+def _encoded(examples: Sequence[Instruction]) -> list[Encoded]:
+    return [encode(example, course_tokenizer(), max_len=MAX_LEN) for example in examples]
+
+
+def _batches(examples_of: Callable[[int], list[Encoded]], how: Following) -> Iterator[Batch]:
+    collate = GenerationCollator(course_tokenizer().vocabulary, learn=how.learn)
+    for epoch in itertools.count():
+        encoded = examples_of(epoch)
+        lengths = [len(example.input_ids) for example in encoded]
+        for numbers in length_grouped(lengths, how.batch_size, generator=seeded(how.seed, epoch)):
+            yield as_batch(collate([encoded[n].as_example() for n in numbers]))

@@ -2,9 +2,10 @@
 by epoch, and end with the model as it was after the epoch with the lowest held-out loss.
 """
 
+import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import nn
@@ -25,12 +26,12 @@ from course_lib.model import Decoder
 from course_lib.objectives import Batch
 from course_lib.optimizers import make_optimizer
 from course_lib.peft import Applied, Prefix, Strategy, apply, fold
-from course_lib.runs.examples import Examples, Text
+from course_lib.runs.examples import Examples
 from course_lib.runs.tuned import Base, Tuned, TunedClassifier, TunedWriter
 from course_lib.runtime import seeded
 from course_lib.schedules import Schedule
 from course_lib.tokenizer import Tokenizer
-from course_lib.training import StepRecord, held_out_loss, train
+from course_lib.training import EarlyStopping, StepRecord, held_out_loss, train
 
 LINES_AN_EPOCH = 4  # of steps, where an epoch is long enough
 
@@ -54,16 +55,14 @@ class Point:
 
 @dataclass(frozen=True)
 class Learned:
-    """A model that has learned. test: of the examples to test on, those that it can read. test_losses: of a writer,
-    nats per token of the test's answers before it had learned anything, and after. too_long: examples left out for
-    their length."""
+    """A model that has learned. examples: those that it had room for. test_losses: of a writer, nats per token of the
+    test's answers before it had learned anything, and after."""
 
     tuned: Tuned
     applied: Applied
     points: tuple[Point, ...]
-    test: tuple[Text | Instruction, ...]
+    examples: Examples
     test_losses: tuple[float, float] | None = None
-    too_long: int = 0
 
     @property
     def best(self) -> Point:
@@ -91,7 +90,7 @@ def learn_classes(
         progress(f"epoch {epoch.number} of {how.epochs}: {points[-1]}")
     _fold_away(classifier, strategy)
     tuned = TunedClassifier(classifier, base.tokenizer, examples.classes, how.max_tokens)
-    return Learned(tuned, applied, tuple(points), examples.test)
+    return Learned(tuned, applied, tuple(points), examples)
 
 
 def learn_instructions(
@@ -101,50 +100,44 @@ def learn_instructions(
 
     Raises ValueError where all examples of a part are too long for how.max_tokens.
     """
-    decoder, vocabulary = base.model, base.tokenizer.vocabulary
-    readable = _readable(examples, base, how.max_tokens)
-    collate = GenerationCollator(vocabulary)
-    held_out, test = (list(_batches(readable.encoded[name], how, collate)) for name in ("held out", "to test"))
+    decoder, collate = base.model, GenerationCollator(base.tokenizer.vocabulary)
+    examples, encoded, max_new_tokens = _readable(examples, base, how.max_tokens)
+    held_out, test = (list(_batches(encoded[name], how, collate)) for name in ("held out", "to test"))
     points = [Point(0, None, held_out_loss(decoder, held_out))]
     before = held_out_loss(decoder, test)
     progress(f"before: {points[0]}")
     applied = apply(decoder, strategy, seed=how.seed)
     progress(str(applied))
-    points += _taught(decoder, readable.encoded["to learn from"], collate, how, held_out, progress)
+    points += _taught(decoder, encoded["to learn from"], collate, how, held_out, progress)
     _fold_away(decoder, strategy)
     losses = (before, held_out_loss(decoder, test))
-    tuned = TunedWriter(decoder, base.tokenizer, how.max_tokens, readable.max_new_tokens)
-    return Learned(tuned, applied, tuple(points), readable.test, losses, readable.too_long)
+    tuned = TunedWriter(decoder, base.tokenizer, how.max_tokens, max_new_tokens)
+    return Learned(tuned, applied, tuple(points), examples, losses)
 
 
-@dataclass(frozen=True)
-class _Readable:
-    """Instructions that a model has room for. test: those to test on; encoded: all, by part."""
-
-    encoded: dict[str, list[Encoded]]
-    test: tuple[Instruction, ...]
-    max_new_tokens: int
-    too_long: int
-
-
-def _readable(examples: Examples, base: Base, max_tokens: int) -> _Readable:
-    """An answer may be as long as the longest that is learned from, and take half of max_tokens at most; a prompt must
-    leave so much room when it is to be answered, without its input if need be."""
-    tokenizer = base.tokenizer
-    whole = {name: [(one, encoded) for one in part if (encoded := _encoded(one, base, max_tokens))]
-             for name, part in examples.parts.items()}  # fmt: skip
-    longest = max((sum(encoded.completion_mask) for _, encoded in whole["to learn from"]), default=1)
+def _readable(examples: Examples, base: Base, max_tokens: int) -> tuple[Examples, dict[str, list[Encoded]], int]:
+    """The examples that there is room for, as they are and as tokens, by part, and how long an answer may become: as
+    long as the longest that is learned from, and half of max_tokens at most. A prompt must leave so much room when it
+    is to be answered, without its input if need be."""
+    pairs = {
+        name: [(one, encoded) for one in part if (encoded := _encoded(one, base, max_tokens))]
+        for name, part in examples.parts.items()
+    }
+    longest = max((sum(encoded.completion_mask) for _, encoded in pairs["to learn from"]), default=1)
     max_new_tokens = min(longest, max(1, max_tokens // 2))
-    kept = {name: [pair for pair in part if _leaves(pair[0], tokenizer, max_tokens - max_new_tokens)]
-            for name, part in whole.items()}  # fmt: skip
-    if empty := [name for name, part in kept.items() if not part]:
-        raise ValueError(
-            f"of the {len(examples.parts[empty[0]])} examples {empty[0]} none fits into max_tokens {max_tokens}: raise "
-            "it, as far as the base goes, or shorten instructions and answers"
-        )
-    encoded = {name: [pair[1] for pair in part] for name, part in kept.items()}
+    room = max_tokens - max_new_tokens
+    kept = {name: [pair for pair in part if _leaves(pair[0], base.tokenizer, room)] for name, part in pairs.items()}
+    for name, part in kept.items():
+        if not part:
+            raise ValueError(
+                f"of the {len(examples.parts[name])} examples {name} none fits into max_tokens {max_tokens}: raise it, "
+                "as far as the base goes, or shorten instructions and answers"
+            )
+    train, held_out, test = (tuple(one for one, _ in part) for part in kept.values())
     too_long = sum(map(len, examples.parts.values())) - sum(map(len, kept.values()))
-    return _Readable(encoded, tuple(one for one, _ in kept["to test"]), max_new_tokens, too_long)
+    notes = (f"examples left out because they are too long: {too_long}",) if too_long else ()
+    examples = replace(examples, train=train, held_out=held_out, test=test, notes=(*examples.notes, *notes))
+    return examples, {name: [encoded for _, encoded in part] for name, part in kept.items()}, max_new_tokens
 
 
 def _encoded(example: Instruction, base: Base, max_tokens: int) -> Encoded | None:
@@ -171,35 +164,48 @@ def _taught(
     held_out: Sequence[Batch],
     progress: Callable[[str], None],
 ) -> list[Point]:
-    """Train through all epochs, and go back to the best one."""
+    """Train epoch by epoch, and go back to the best one."""
     an_epoch = math.ceil(len(encoded) / how.batch_size)
-    total, every = how.epochs * an_epoch, math.ceil(an_epoch / LINES_AN_EPOCH)
     points, rows, best = [], [], {}
-    lowest = math.inf
+    stopping = EarlyStopping(how.patience or how.epochs)
+    for row in _steps(decoder, encoded, collate, how, lambda: held_out_loss(decoder, held_out)):
+        rows.append(row)
+        if row.held_out is None:
+            if row.step % math.ceil(an_epoch / LINES_AN_EPOCH) == 0:
+                progress(f"step {row.step} of {how.epochs * an_epoch}: loss {row.loss:.3f}")
+            continue
+        is_best = row.held_out < stopping.lowest
+        points.append(Point(row.step // an_epoch, _mean_loss(rows), row.held_out, is_best=is_best))
+        progress(f"epoch {points[-1].epoch} of {how.epochs}: {points[-1]}")
+        best, rows = copy.deepcopy(_trained(decoder)) if is_best else best, []
+        if stopping.update(row.held_out):
+            break
+    decoder.load_state_dict(best, strict=False)
+    decoder.eval()
+    return points
+
+
+def _steps(
+    decoder: Decoder,
+    encoded: Sequence[Encoded],
+    collate: GenerationCollator,
+    how: FineTuning,
+    validate: Callable[[], float],
+) -> Iterator[StepRecord]:
+    """A record a step, with the held-out loss behind every epoch. Dropout draws by the seed."""
+    an_epoch = math.ceil(len(encoded) / how.batch_size)
+    total = how.epochs * an_epoch
     with torch.random.fork_rng():
-        torch.manual_seed(how.seed)  # of dropout
-        for row in train(
+        torch.manual_seed(how.seed)
+        yield from train(
             decoder,
             (batch for epoch in range(how.epochs) for batch in _batches(encoded, how, collate, epoch)),
             steps=total,
             rate=Schedule("linear", how.rate, total, warmup=min(50, total // 10)),
             optimizer=make_optimizer(decoder, weight_decay=0.0, betas=(0.9, 0.98)),
-            validate=lambda: held_out_loss(decoder, held_out),
+            validate=validate,
             validate_every=an_epoch,
-        ):
-            rows.append(row)
-            if row.held_out is None:
-                if row.step % every == 0:
-                    progress(f"step {row.step} of {total}: loss {row.loss:.3f}")
-                continue
-            points.append(Point(row.step // an_epoch, _mean_loss(rows), row.held_out, is_best=row.held_out < lowest))
-            progress(f"epoch {points[-1].epoch} of {how.epochs}: {points[-1]}")
-            rows = []
-            if points[-1].is_best:
-                lowest, best = row.held_out, {name: p.detach().clone() for name, p in _trained(decoder)}
-    decoder.load_state_dict(best, strict=False)
-    decoder.eval()
-    return points
+        )
 
 
 def _batches(
@@ -214,8 +220,8 @@ def _mean_loss(rows: Sequence[StepRecord]) -> float:
     return sum(row.loss * row.targets for row in rows) / sum(row.targets for row in rows)
 
 
-def _trained(model: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:
-    return ((name, parameter) for name, parameter in model.named_parameters() if parameter.requires_grad)
+def _trained(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def _fold_away(model: nn.Module, strategy: Strategy) -> None:

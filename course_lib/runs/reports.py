@@ -1,12 +1,14 @@
 """A finished fine-tuning in words (`report.md`), in numbers (`metrics.json`) and as a picture (`curves.png`)."""
 
 import json
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from math import log
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from course_lib.evaluation import Interval
 from course_lib.files import write_atomically
@@ -53,7 +55,7 @@ def draw_epochs(metrics: Mapping) -> Figure:
     kept = next(row["held_out"] for row in rows if row["epoch"] == best)
     curves = {name: tuple(zip(*points, strict=True)) for name, points in series.items()}
     is_classifier = metrics["kind"] == CLASSIFICATION
-    return draw_curves(
+    figure = draw_curves(
         curves,
         {"training": curves["training"], "held out": curves["held out"], "kept": ([best], [kept])},
         references={"even bet": log(len(metrics["classes"]))} if is_classifier else None,
@@ -61,12 +63,14 @@ def draw_epochs(metrics: Mapping) -> Figure:
         ylabel=f"loss (nats a {'text' if is_classifier else 'token'})",
         kinds=None,
     )
+    figure.axes[0].xaxis.set_major_locator(MaxNLocator(integer=True))
+    return figure
 
 
 def report_text(folder: Path, metrics: Mapping) -> str:
     """The report in Markdown."""
     judged = _of_classifier(metrics) if metrics["kind"] == CLASSIFICATION else _of_writer(metrics)
-    return "\n".join([*_of_training(metrics), *judged, "", f'Use it: course predict {folder} "..."'])
+    return "\n".join([*_of_training(metrics), *judged, "", f'Use it: course predict {shlex.quote(str(folder))} "..."'])
 
 
 def cut(text: str, length: int = SHOWN) -> str:
@@ -92,9 +96,9 @@ def _of_training(metrics: Mapping) -> Iterator[str]:
     yield f"Trained: {metrics['trained_parameters']:,} of {metrics['parameters']:,} parameters."
     kept = next(row for row in metrics["epochs"] if row["epoch"] == best)
     yield (
-        f"{how['epochs']} epochs in batches of {how['batch_size']} at a rate of {how['rate']:g}, in "
-        f"{metrics['seconds']:.0f} s. Kept: epoch {best}, with the lowest held-out loss, {kept['held_out']:.3f} "
-        "(held-out examples chose the epoch, and taught nothing)."
+        f"{metrics['epochs'][-1]['epoch']} of {how['epochs']} epochs, in batches of {how['batch_size']} at a rate of "
+        f"{how['rate']:g}, in {metrics['seconds']:.0f} s. Kept: epoch {best}, with the lowest held-out loss, "
+        f"{kept['held_out']:.3f} (held-out examples chose the epoch, and taught nothing)."
     )
     yield ""
 
