@@ -51,8 +51,8 @@ def lay_out_contributions(
     kept = sum(line < most_lines for line in line_of)
     boxes = [(x, REACH + 2 + PITCH * line_of[n], wide, text) for n, (x, _, wide, text, _) in enumerate(places[:kept])]
     cut = len(tokens) - kept
-    words = f"… and {cut} more token{'s' * (cut > 1)}, together {sum(values[kept:]):+.2f}".replace("-", "−")
-    rest = words if cut else ""
+    words = f"… and {cut} more token{'s' * (cut > 1)}, together {round(sum(values[kept:]), 2) + 0.0:+.2f}"
+    rest = words.replace("-", "−") if cut else ""
     height = PITCH * (line_of[kept - 1] + 1) + (18 if rest else 0)
     return ContributionLayout(boxes, [float(value) for value in values[:kept]], height, rest)
 

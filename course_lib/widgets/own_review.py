@@ -108,7 +108,7 @@ def _pull(one: Judged) -> str:
 
 
 def _signed(number: float) -> str:
-    return f"{number:+.2f}".replace("-", "−")
+    return f"{round(number, 2) + 0.0:+.2f}".replace("-", "−")
 
 
 def describe_judged(judged: Mapping[str, Judged]) -> str:
