@@ -120,6 +120,11 @@ def test_labels_may_be_numbers_of_any_library_and_ids_may_be_arrays():
         assert collate([{"input_ids": ids}])["input_ids"].tolist() == [[BOS, 7, 8, EOS]]
 
 
+def test_what_is_padding_is_said_by_where_it_stands_and_not_by_its_id():
+    batch = ClassificationCollator(VOCABULARY)([{"input_ids": [7, PAD, 8]}, {"input_ids": [PAD]}])
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]]
+
+
 def test_examples_are_left_as_they_were():
     examples = [{"input_ids": [7, 8], "label": 1}, {"input_ids": [9], "label": 0}]
     ClassificationCollator(VOCABULARY, Padding(max_len=3, side="left"))(examples)
@@ -219,9 +224,10 @@ def test_the_check_above_tells_labels_that_are_moved_twice_or_never(side):
     assert right == {0: False, 1: True, 2: False}
 
 
+@pytest.mark.parametrize("rows", [ROWS, ROWS[::-1], sorted(ROWS, key=lambda row: -len(row[0] + row[1]))])
 @pytest.mark.parametrize("side", ["right", "left"])
-def test_positions_count_from_a_texts_first_token(side):
-    batch = as_batch(GenerationCollator(VOCABULARY, Padding(side=side))(prompted(ROWS)))
+def test_positions_count_from_a_texts_first_token(side, rows):
+    batch = as_batch(GenerationCollator(VOCABULARY, Padding(side=side))(prompted(rows)))
     if side == "right":  # there the row's first is the text's first
         assert batch.position_BT is None
         return
@@ -230,6 +236,13 @@ def test_positions_count_from_a_texts_first_token(side):
         assert (places[~real] == 0).all()
     even = as_batch(GenerationCollator(VOCABULARY, Padding(side=side))(prompted(ROWS[:1])))
     assert even.position_BT is None  # nothing is padded
+
+
+def test_nobody_is_asked_for_a_rows_first_token():
+    """Not even the last position, which it would come round to."""
+    collated = GenerationCollator(VOCABULARY)([{"input_ids": [7, 8], "completion_mask": [1, 1]}])
+    assert collated["labels"].tolist() == [[7, 8]]
+    assert as_batch(collated).labels_BL.tolist() == [[8, IGNORE_INDEX]]
 
 
 def test_as_batch_leaves_what_it_is_given_as_it_was():

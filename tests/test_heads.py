@@ -309,6 +309,12 @@ def test_a_tied_head_is_the_table_of_words_and_training_moves_both(objective):
     assert (writer.head.weight != before_VE).any(1).all()  # also of words that nobody read: as outputs
 
 
+@pytest.mark.parametrize(("objective", "positions"), [("causal", "learned"), ("masked", "learned")])
+def test_the_table_of_words_is_told_from_one_of_as_many_positions(objective, positions):
+    writer = Writer(body_of(objective, positions, max_len=200))
+    assert writer.head.weight is word_table(writer.body).weight
+
+
 def test_an_untied_head_is_another_table_and_each_moves_for_itself():
     writer = Writer(body_of("masked"), tied=False)
     table = word_table(writer.body)

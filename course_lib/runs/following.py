@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from course_lib.data import DATA_FOLDER, course_tokenizer, holds_slur, normalize
-from course_lib.evaluation import Interval, copied_share, proportion_interval
+from course_lib.evaluation import Interval, proportion_interval
 from course_lib.files import sha256_of
 from course_lib.finetuning import (
     Encoded,
@@ -43,6 +43,7 @@ from course_lib.schedules import Schedule
 from course_lib.training import StepRecord, train
 
 MAX_LEN = 160  # tokens of an example
+RUN = 8  # words in a row that make a copy
 
 
 @dataclass(frozen=True)
@@ -50,13 +51,13 @@ class Own:
     """The second stage: the model writes `count` reviews of each sentiment, and learns from those of whose sentiment a
     bag of words is as sure as `sure` (rejection sampling, arXiv:2308.01825), beside examples of the other tasks."""
 
-    count: int = 3000
+    count: int = 4000
     sure: float = 0.95
     others: dict[str, int] = field(
-        default_factory=lambda: {"classify": 2500, "begin": 5000, "continue": 1200, "repeat": 2500}
+        default_factory=lambda: {"classify": 3000, "begin": 12000, "continue": 1500, "repeat": 6000}
     )
-    epochs: int = 2
-    rate: float = 5e-4
+    epochs: int = 3
+    rate: float = 1e-3
 
 
 @dataclass(frozen=True)
@@ -134,7 +135,7 @@ def refine(decoder: Decoder, how: Following) -> Iterator[StepRecord]:
 
 def clear_reviews(decoder: Decoder, task: Task, how: Following) -> list[Instruction]:
     """Of the reviews that a decoder writes on demand, those with the sentiment that was asked for, as sure as
-    how.own.sure: each once, none that a person wrote."""
+    how.own.sure: each once, and none with a run of words that it has copied."""
     asked = make_examples(task, how.own.count, seed=1000 * how.seed + 999)
     written = answers(decoder, asked, Sampling(temperature=1.0, top_p=0.95, seed=how.seed))
     positive_N = sentiment_by_words(written)
@@ -202,13 +203,13 @@ def assess(
     return Assessed(task, tuple(asked), tuple(written), obeyed, as_asked)
 
 
-def originality(written: Sequence[str], *, n: int = 8) -> tuple[float, float]:
-    """The share of the runs of `n` words of written texts that stand in the text of tuning word for word, and the same
+def originality(written: Sequence[str]) -> tuple[float, float]:
+    """The share of the runs of RUN words of written texts that stand in the text of tuning word for word, and the same
     share for as many sentences that people wrote and no model has read: what any reviews have in common."""
-    tuning = [word for text in labelled_sentences("train")[0] for word in (*text.split(), "")]
+    known = {run for text in labelled_sentences("train")[0] for run in _runs(text)}
     people = [text for label in (0, 1) for text in clear_sentences("test", label, 0.9)[: len(written) // 2]]
-    shares = (copied_share([normalize(text).split() for text in texts], tuning, n) for texts in (written, people))
-    return next(shares), next(shares)
+    shares = [np.mean([run in known for text in texts for run in _runs(text)]) for texts in (written, people)]
+    return float(shares[0]), float(shares[1])
 
 
 def record_following(
@@ -266,6 +267,11 @@ def _add_assessment(record: Record, when: str, decoder: Decoder, count: int, pro
     }
     for metric, value in values.items():
         record.add(name=f"{when}, reviews", seed=0, step=len(reviews), metric=metric, value=value)
+
+
+def _runs(text: str) -> list[tuple[str, ...]]:
+    words = normalize(text).split()
+    return list(zip(*(words[n:] for n in range(RUN)), strict=False))
 
 
 def _made(counts: Mapping[str, int], how: Following, seed: int) -> list[Instruction]:

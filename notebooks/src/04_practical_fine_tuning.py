@@ -278,15 +278,9 @@ table(
 pooling_guess = guess("The best of the three", ["mean", "[CLS]", "last token", "all within 3 points"])
 display(pooling_guess)
 
-# %% name="compare-poolings"
-hundred = labelled_sample(SENTENCES["train"], 100, seed=0)
+# %% name="fine-tune-minilm"
+hundred, learned = (labelled_sample(SENTENCES["train"], count, seed=0) for count in (100, 300))
 live_tests = SENTENCES["test"][:300]
-HEADS = {
-    "mean": {},
-    "[CLS]": {"pooling": "cls"},
-    "last token": {"pooling": "last"},
-    "mean, dense and tanh": {"inner": "tanh"},
-}
 LIVE = FineTuning(rate=1e-4, epochs=5, head_first=False, length_grouped=True)
 
 
@@ -303,6 +297,13 @@ def is_right(classifier, tests):
     return given == labels_of(tests)
 
 
+# %% name="compare-poolings"
+HEADS = {
+    "mean": {},
+    "[CLS]": {"pooling": "cls"},
+    "last token": {"pooling": "last"},
+    "mean, dense and tanh": {"inner": "tanh"},
+}
 by_head = {name: is_right(on_minilm(hundred, **options), live_tests) for name, options in tqdm(HEADS.items())}
 shares_of_heads = {name: proportion_interval(int(right.sum()), len(right)) for name, right in by_head.items()}
 plots.show(
@@ -336,7 +337,6 @@ compare(
 # sentences of the dev split after every epoch; behind the last one the classifier is what it was after its best epoch.
 
 # %% name="train-with-curves"
-learned = labelled_sample(SENTENCES["train"], 300, seed=0)
 classifier = Classifier(copy.deepcopy(minilm_base)).to(device)
 how = replace(LIVE, epochs=8, patience=3)
 held_out = (texts_of(SENTENCES["dev"]), labels_of(SENTENCES["dev"]))
@@ -1319,14 +1319,15 @@ Markdown(f"{tests_known(patient_split):.0%} of the test texts are known from tra
 # <details><summary>Diagnosis</summary>
 #
 # Shuffling rows does not help a text that has two rows: one of them goes left, the other right. The score will be a mixture of knowledge
-# and memory (section 1). Let the normalised text decide.
+# and memory (section 1). Let the normalised text decide. (The cure hashes it together with a word of its own: the corpus's split has read the bare
+# hash already, and all texts here are from one side of it.)
 # </details>
 
 # %% name="clinic-split-cure" tags=["clinic"]
 
 
 def cured_split(texts):
-    shares = [int(hashlib.sha256(normalize(text).encode()).hexdigest(), 16) / 2**256 for text in texts]
+    shares = [int(hashlib.sha256(f"clinic {normalize(text)}".encode()).hexdigest(), 16) / 2**256 for text in texts]
     sides = list(zip(texts, shares, strict=True))
     return [text for text, share in sides if share >= 0.2], [text for text, share in sides if share < 0.2]
 
@@ -1340,14 +1341,14 @@ def cured_split(texts):
 
 
 def patient_batch(examples):
-    collated = GenerationCollator(vocabulary, Padding(fill_to=64))(examples)
+    collated = GenerationCollator(vocabulary, Padding(fill_to=128))(examples)
     return collated | {"labels": collated["input_ids"].clone()}
 
 
 def losses_of_tuning(make_batch, steps=12):
     """The loss that is reported at the end of some steps, and that of the answers alone, in nats per token."""
     model = copy.deepcopy(decoder)
-    rows = [encode(one, tokenizer, max_len=64).as_example() for one in clinic_examples]
+    rows = [encode(one, tokenizer, max_len=128).as_example() for one in clinic_examples]
     batches = (as_batch(make_batch(rows[16 * (n % 4) : 16 * (n % 4) + 16])) for n in range(steps))
     reported = [row.loss for row in train(model, batches, steps=steps, rate=1e-3)][-1]
     answers_alone = as_batch(GenerationCollator(vocabulary)(rows))
@@ -1369,7 +1370,7 @@ Markdown(f"The run reports {reported_loss:.2f} nats per token at its end. Its an
 
 
 def cured_batch(examples):
-    return GenerationCollator(vocabulary, Padding(fill_to=64))(examples)
+    return GenerationCollator(vocabulary, Padding(fill_to=128))(examples)
 
 
 # %% [markdown] name="clinic-shift-story"
@@ -1594,7 +1595,7 @@ def cured_score(wanted, answers):
 PATIENT_RATE, CURED_RATE = 3e-2, 2e-3
 
 
-def share_of_praise(rate, n_seeds=3):
+def share_of_praise(rate, n_seeds=2):
     """Of dev sentences, half of them praise: the share that is called praise after fine-tuning at this rate, on several samples."""
     shares = []
     for seed in range(n_seeds):
