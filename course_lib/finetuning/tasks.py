@@ -183,9 +183,9 @@ def clear_sentences(split: str, label: int, clear: float = 0.8) -> tuple[str, ..
     """Sentences of a split's reviews with this label of whose sentiment a bag of words is as sure as `clear`: one of
     Rotten Tomatoes, or the first or last of an IMDB review, whose label goes for the whole of it. The bag of words has
     read the training reviews only."""
-    positive_N = _sentiments(split)
-    sure_N = positive_N if label else 1 - positive_N
     texts, labels = labelled_sentences(split)
+    positive_N = _sentiments(split) if clear > 0 else np.full(len(texts), 0.5)  # half a minute, where it is asked for
+    sure_N = positive_N if label else 1 - positive_N
     return tuple(text for text, of, sure in zip(texts, labels, sure_N, strict=True) if of == label and sure >= clear)
 
 

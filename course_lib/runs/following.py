@@ -192,7 +192,7 @@ def assess(
 ) -> Assessed:
     """Let a decoder answer prompts made of test reviews, in wordings that it has not been tuned on, and judge them."""
     judge = judge or load_judge()
-    asked = make_examples(task, count, split="test", held_out=True)
+    asked = make_examples(task, count, split="test", held_out=True, clear=0.0)
     written = answers(decoder, asked, sampling)
     obeyed = np.array([task.obeyed(one, text) for one, text in zip(asked, written, strict=True)])
     as_asked = None

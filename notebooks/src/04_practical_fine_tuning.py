@@ -102,13 +102,13 @@ from course_lib.finetuning import (
     prompt_of,
     render,
 )
-from course_lib.finetuning.tasks import TASKS, clear_sentences, make_examples
+from course_lib.finetuning.tasks import TASKS, labelled_sentences, make_examples
 from course_lib.generation import generate
 from course_lib.model import EncoderDecoder
 from course_lib.peft import LoRA, apply, switch
 from course_lib.pretrained import load_checkpoint
 from course_lib.records import Record
-from course_lib.runs import RECORDS_FOLDER, training_rows
+from course_lib.runs import RECORDS_FOLDER, FineTune, finetune, load_tuned, training_rows
 from course_lib.runs.efficiency import METHODS, Efficiency, outcome
 from course_lib.runs.following import MAX_LEN, Following, assess, follow, load_follower
 from course_lib.runs.judging import load_judge
@@ -690,19 +690,21 @@ plots.show(
 )
 
 # %% name="compare-calibration" jupyter={"source_hidden": true}
-confident = probabilities.max(1) >= 0.9
-claimed, true = float(probabilities.max(1)[confident].mean()), float((given == wanted)[confident].mean())
+sureness = probabilities.max(1)
+confident = sureness >= np.quantile(sureness, 0.8)
+claimed = float(sureness[confident].mean())
+true = float((given == wanted)[confident].mean())
 interval = proportion_interval(int((given == wanted)[confident].sum()), int(confident.sum()))
 compare(
     sure_guess,
-    f"{confident.sum()} answers are given with a confidence of at least 90 %; on average it claims {claimed:.1%} and is right in {interval:.1%}. "
+    f"Of the fifth of its answers that it is most sure of ({confident.sum()}), it claims {claimed:.1%} on average and is right in {interval:.1%}. "
     f"Over all answers its confidence is off by {scores['MiniLM'][2]:.1%} on average (ECE), the bag of words' by {scores['bag of words'][2]:.1%}"
     + (
         ", which is the other way round: it is right more often than it dares to say."
         if words_probabilities.max(1).mean() < (words_given == wanted).mean()
         else "."
     )
-    + " Stopping early is a part of it: each further epoch raises the confidence, not the accuracy.",
+    + " The confidence of a model that was fine-tuned on few labels is a number that training has pushed, not a frequency that anybody has counted.",
     "as often as it claims"
     if interval.holds(claimed)
     else "more often than it claims"
@@ -715,8 +717,8 @@ compare(
 
 # %% name="show-mistakes"
 table(
-    ["sure to", "label", "the sentence"],
-    [[f"{probabilities[n].max():.1%}", "praises" if wanted[n] else "damns", tests[n].text]
+    ["says", "sure to", "label", "the sentence"],
+    [["praises" if given[n] else "damns", f"{probabilities[n].max():.1%}", "praises" if wanted[n] else "damns", tests[n].text]
      for n in most_confident_mistakes(probabilities, wanted, 5)],
 )  # fmt: skip
 
@@ -739,8 +741,8 @@ display(threshold_box)
 
 # %% name="explore-own-review"
 MODELS = {
-    "bag of words": judge_with_bag_of_words(words_model),
-    "the course's encoder": judge_with(tuned[1e-4], tokenizer),
+    "bag of words": judge_with_bag_of_words(words_model, tokenizer),
+    "encoder": judge_with(tuned[1e-4], tokenizer),
     "MiniLM": judge_with(classifier, minilm_tokenizer),
 }
 OWN = "I expected a dull film, and it was anything but that: not one boring minute."
@@ -804,7 +806,12 @@ with (folder / "mine.csv").open("w", encoding="utf-8", newline="") as file:
     writer.writerows(
         [r.text, "praises" if r.label else "damns"] for r in labelled_sample(SENTENCES["train"], 200, seed=3)
     )
-# the run comes here
+own_run = FineTune(data=str(folder / "mine.csv"), base="encoder", epochs=3)
+own_report = finetune(own_run, folder / "model", progress=lambda line: None)
+(answer,) = load_tuned(folder / "model").predict(["A film that nobody needs."])
+Markdown(
+    f"**From the report.** {own_report.text.split('## ')[1]}\n\n*A film that nobody needs*: {answer.label}, {answer.probability:.0%}."
+)
 
 # %% [markdown] name="sequence-to-sequence"
 # ## 7 The same loop, text to text
@@ -905,8 +912,9 @@ table(
 )
 
 # %% [markdown] name="text-to-text-cost"
-# The word costs more than the class: a second stack of layers, and a way from one side to the other that has to be learned from the same
-# 300 sentences. What it buys is that the next task needs no new head. That idea, without the encoder, is the rest of this chapter.
+# The word takes more than the class: a second stack of layers, and a way from one side to the other that has to be learned from the same
+# 300 sentences. Whether it costs accuracy the table says (mind the intervals). What it buys is that the next task needs no new head. That
+# idea, without the encoder, is the rest of this chapter.
 
 # %% [markdown] name="instructions"
 # ## 8 Instructions: what is read, what is learned
@@ -957,13 +965,14 @@ SHORT = Following(
     examples={"positive": 700, "negative": 700, "classify": 500, "begin": 700, "continue": 400, "repeat": 400},
     batch_size=32,
     epochs=1,
+    clear=0.0,
 )
 STEPS = 60
 answer_rows = [
     encode(one, tokenizer, max_len=MAX_LEN)
     for name, task in TASKS.items()
     if not task.is_held_out
-    for one in make_examples(task, 16, split="dev")
+    for one in make_examples(task, 16, split="dev", clear=0.0)
 ]
 collate_answers = GenerationCollator(tokenizer.vocabulary)
 dev_answers = [as_batch(collate_answers([e.as_example() for e in answer_rows[n::4]])) for n in range(4)]
@@ -1004,8 +1013,8 @@ compare(
 # %% name="judge-the-judge"
 judge = load_judge()
 judged_right = judge.is_right(texts_of(tests), labels_of(tests))
-clear_tests = [(text, label) for label in (0, 1) for text in clear_sentences("test", label, 0.9)[:150]]
-clear_right = judge.is_right(*zip(*clear_tests, strict=True))
+cut_out, cut_labels = (part[-400:] for part in labelled_sentences("test"))
+cut_right = judge.is_right(cut_out, cut_labels)
 table(
     ["what the judge reads", "texts", "judged as their writers meant"],
     [
@@ -1015,9 +1024,9 @@ table(
             f"{proportion_interval(int(judged_right.sum()), len(tests)):.3f}",
         ],
         [
-            "sentences whose words are clear",
-            len(clear_tests),
-            f"{proportion_interval(int(clear_right.sum()), len(clear_tests)):.3f}",
+            "first and last sentences of reviews",
+            len(cut_out),
+            f"{proportion_interval(int(cut_right.sum()), len(cut_out)):.3f}",
         ],
     ],
 )
