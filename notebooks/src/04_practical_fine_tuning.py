@@ -967,7 +967,7 @@ SHORT = Following(
     epochs=1,
     clear=0.0,
 )
-STEPS = 60
+STEPS = 40
 answer_rows = [
     encode(one, tokenizer, max_len=MAX_LEN)
     for name, task in TASKS.items()
@@ -1012,6 +1012,7 @@ compare(
 
 # %% name="judge-the-judge"
 judge = load_judge()
+tests = SENTENCES["test"]
 judged_right = judge.is_right(texts_of(tests), labels_of(tests))
 cut_out, cut_labels = (part[-400:] for part in labelled_sentences("test"))
 cut_right = judge.is_right(cut_out, cut_labels)
@@ -1073,7 +1074,7 @@ plots.show(
             title: {f"{when} tuning": share_of(when, task) for when in ("before", "after")}
             for task, title in TASK_NAMES.items()
         },
-        xlabel="share of prompts, %, with 95 % intervals (wordings that no model was tuned on)",
+        xlabel="share of prompts, %, with 95 % intervals",
         number="{:.0f}",
     ),
     alt="For each task the share of prompts answered as asked, before and after tuning, with intervals.",
@@ -1102,7 +1103,7 @@ compare(
 )
 
 # %% [markdown] name="live-following"
-# **Live.** The same on your machine, with fewer prompts: the decoder, the 60 steps of section 8, and the shipped adapter (an hour of tuning,
+# **Live.** The same on your machine, with fewer prompts: the decoder, the short run of section 8, and the shipped adapter (an hour of tuning,
 # `course record following`). Then a few of the answers, to read.
 
 # %% name="run-following"
