@@ -238,6 +238,15 @@ def test_positions_count_from_a_texts_first_token(side, rows):
     assert even.position_BT is None  # nothing is padded
 
 
+def test_a_batch_is_moved_whole():
+    for batch in (batch_of("causal", how=Padding(side="left")), batch_of("span")):
+        moved = vars(batch.to("meta"))
+        assert {name for name, tensor in vars(batch).items() if tensor is not None} == {
+            name for name, tensor in moved.items() if tensor is not None and tensor.device.type == "meta"
+        }
+    assert batch_of("causal", how=Padding(side="left")).position_BT is not None
+
+
 def test_nobody_is_asked_for_a_rows_first_token():
     """Not even the last position, which it would come round to."""
     collated = GenerationCollator(VOCABULARY)([{"input_ids": [7, 8], "completion_mask": [1, 1]}])

@@ -362,6 +362,7 @@ def test_the_folder_holds_what_it_should(classified, taught):
         assert len(report.metrics["base_sha256"]) == 64 == len(settings["base_sha256"])
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_and_another_something_else(classified, bases, own, tmp_path):
     report = classified[0]
     again = finetune(run_of(bases, own), tmp_path / "again", device="cpu", progress=lambda line: None)

@@ -20,6 +20,9 @@ from course_lib.runtime import seeded
 SENTIMENTS = ("negative", "positive")  # by label
 WORDS = range(8, 46)  # how long a sentence is that is written
 _END = re.compile(r"(?<=[.!?])[\s\"')]+(?=[A-Z\"'(])")
+_END_IN_LOWER_CASE = re.compile(
+    r"(?<!\bmr\.)(?<!\bms\.)(?<!\bdr\.)(?<!\bst\.)(?<!\bmrs\.)(?<=[.!?])[\s\"')]+(?=[\w\"'(])"
+)
 
 
 @dataclass(frozen=True)
@@ -50,7 +53,8 @@ class Task:
         if self.repeats:
             return text == given
         if self.begins:
-            return text.startswith(given) and len(text) > len(given)
+            behind = text.removeprefix(given)
+            return text.startswith(given) and bool(behind.strip()) and not behind[0].isalnum()
         if self.continues:
             return len(text.split()) > 1 and len(sentences(written)) == 1 and text not in given
         return len(text.split()) > 1
@@ -126,12 +130,14 @@ TASKS = {
 
 
 def sentences(text: str) -> list[str]:
-    """A text cut where a sentence ends, roughly: behind . ! or ? where a capital letter follows.
+    """A text cut where a sentence ends, roughly: behind . ! or ? where a capital letter follows, or any word in a text
+    without capitals.
 
-    >>> sentences("A good film. I liked it a lot!")
-    ['A good film.', 'I liked it a lot!']
+    >>> sentences("A good film. I liked it a lot!"), sentences("a good film. i liked mr. bean!")
+    (['A good film.', 'I liked it a lot!'], ['a good film.', 'i liked mr. bean!'])
     """
-    return [part.strip() for part in _END.split(text) if part.strip()]
+    end = _END_IN_LOWER_CASE if text == text.lower() else _END
+    return [part.strip() for part in end.split(text) if part.strip()]
 
 
 def make_examples(
@@ -147,6 +153,8 @@ def make_examples(
     wordings = task.asked(held_out=held_out)
     if count < 1 or not wordings:
         raise ValueError(f"{count} examples of {task.name!r} in {len(wordings)} wordings: give at least 1 of each")
+    if not 0 <= clear <= 1:
+        raise ValueError(f"clear is {clear}: give a share from 0 to 1, such as 0.8")
     generator = seeded(seed, sum(map(ord, task.name)))
     sources = _sources(task, split, clear)
     order = torch.randperm(len(sources), generator=generator)[:count].tolist()

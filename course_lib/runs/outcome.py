@@ -73,6 +73,7 @@ def judge_writer(learned: Learned) -> dict:
         constant = _most_frequent(known) if known else None
         met = {
             "of": len(short),
+            "words": SHORT,
             "share": asdict(_share(np.array(written) == np.array(wanted))),
             "most_frequent_answer": sum(text == constant for text in wanted) / len(wanted),
         }

@@ -92,7 +92,9 @@ def _of_training(metrics: Mapping) -> Iterator[str]:
     yield f"# {metrics['base']}, fine-tuned by {metrics['strategy']['kind']}, {purpose}"
     yield ""
     yield f"Data: {metrics['origin']}; {', '.join(f'{size:,} {name}' for name, size in sizes.items())}."
-    yield from (f"- {note}" for note in metrics["notes"])
+    yield ""
+    if metrics["notes"]:
+        yield from (*(f"- {note}" for note in metrics["notes"]), "")
     yield f"Trained: {metrics['trained_parameters']:,} of {metrics['parameters']:,} parameters."
     kept = next(row for row in metrics["epochs"] if row["epoch"] == best)
     yield (
@@ -110,7 +112,7 @@ def _of_classifier(metrics: Mapping) -> Iterator[str]:
     yield ""
     yield "| | this model | bag of words | the most frequent class |"
     yield "|---|---|---|---|"
-    yield (f"| accuracy | {_interval(found['accuracy'])} | {beside['accuracy']} | {found['most_frequent_class']:.3f} |")
+    yield f"| accuracy | {_interval(found['accuracy'])} | {beside['accuracy']} | {found['most_frequent_class']:.3f} |"
     yield f"| macro F1 | {_interval(found['macro_f1'])} | {beside['macro_f1']} | |"
     yield f"| calibration error (ECE) | {found['calibration_error']:.3f} | | |"
     yield ""
@@ -142,8 +144,8 @@ def _of_writer(metrics: Mapping) -> Iterator[str]:
     yield ""
     if met:
         yield (
-            f"Of {met['of']} short answers it gives {_interval(met['share'])} word for word (95 % interval in "
-            "brackets; case aside, the likeliest token each time). Always giving the most frequent: "
+            f"Of {met['of']} answers of at most {met['words']} words it gives {_interval(met['share'])} word for word "
+            "(95 % interval in brackets; case aside, the likeliest token each time). Always giving the most frequent: "
             f"{met['most_frequent_answer']:.3f}."
         )
     else:

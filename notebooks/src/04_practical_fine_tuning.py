@@ -1033,6 +1033,8 @@ table(
 )
 
 # %% [markdown] name="following-question"
+# The record below holds 100 prompts of each task, in wordings that no model has been tuned on, about test reviews.
+#
 # **Predict.** Before tuning, the decoder is asked for a positive or a negative review, half each. In what share of cases does it write
 # what it was asked for?
 
