@@ -717,6 +717,6 @@ def test_minilm_learns_to_tell_sentences_from_reviews(tmp_path):
     run = FineTune(data=written_to(tmp_path / "a.jsonl", lines_of(rows)))
     report = finetune(run, tmp_path / "out", progress=lambda line: None)
     assert report.metrics["base"] == "minilm" and report.metrics["training"]["epochs"] == 20
-    assert report.metrics["test"]["accuracy"]["value"] > 0.8
+    assert report.metrics["test"]["accuracy"]["low"] > 0.5
     asked = [row["text"] for row in rows[:10]]
     assert np.array_equal(load_tuned(tmp_path / "out").probabilities(asked), report.tuned.probabilities(asked))

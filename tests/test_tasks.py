@@ -143,6 +143,9 @@ OBEYED = [
     ("begin", BEGIN, "It is a  rare, good film."),
     ("continue", CONTINUE, "It is over soon."),
     ("continue", CONTINUE, "it was directed by mr. smith"),
+    ("continue", CONTINUE, "dr. no is in it, and mrs. robinson, for 3.5 minutes."),
+    ("begin", BEGIN, "it is a rare, if short, film"),
+    ("begin", BEGIN, "it is a rare... what?"),
     ("positive, begun", BEGIN, "it is a rare thing"),
     ("negative, begun", BEGIN, "it is a rare failure"),
 ]
@@ -169,6 +172,7 @@ DISOBEYED = [
     ("continue", CONTINUE, "The cast is good, and the film is short."),
     ("continue", CONTINUE, "the film is short"),
     ("continue", CONTINUE, "It is over soon. I was glad."),
+    ("continue", CONTINUE, "Hurrah."),
     ("positive, begun", BEGIN, "it is good"),
     ("negative, begun", BEGIN, "a rare failure"),
 ]
@@ -189,7 +193,6 @@ def test_the_tables_hold_right_and_wrong_answers_of_every_task():
         assert {name for name, *_ in table} == set(TASKS)
 
 
-@pytest.mark.xfail(strict=True, reason="sentences() wants a capital letter, and what a model writes has none")
 @pytest.mark.parametrize(
     "written", ["it is over soon. i was glad.", "it is over! i was glad", "is it over? yes, it is."]
 )
@@ -199,10 +202,7 @@ def test_two_sentences_are_two_in_lower_case_too(written):
     assert not TASKS["continue"].obeyed(CONTINUE, written)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="obeyed compares letters: a word that goes on is taken for the word that was given"
-)
-@pytest.mark.parametrize("written", ["it is a rarefied film", "it is a rareness"])
+@pytest.mark.parametrize("written", ["it is a rarefied film", "it is a rareness", "it is a rare2"])
 def test_a_longer_word_is_not_the_word_that_was_given(written):
     assert not TASKS["begin"].obeyed(BEGIN, written)
 
@@ -213,7 +213,9 @@ def test_a_longer_word_is_not_the_word_that_was_given(written):
         ("A good film. I liked it a lot!", ["A good film.", "I liked it a lot!"]),
         ("Is it? (Yes, it is! 3 of 5.", ["Is it?", "(Yes, it is! 3 of 5."]),
         ("No end", ["No end"]),
-        ("a 3.5 of 5. so there", ["a 3.5 of 5. so there"]),
+        ("a 3.5 of 5. so there", ["a 3.5 of 5.", "so there"]),
+        ("A 3.5 of 5. so there", ["A 3.5 of 5. so there"]),  # in a text with capitals a sentence begins with one
+        ("he met mr. bean. so there", ["he met mr. bean.", "so there"]),
         ("  Padded.  Twice.  ", ["Padded.", "Twice."]),
         ("", []),
         (" ", []),
@@ -256,6 +258,15 @@ def test_a_sentence_of_a_sentiment_comes_from_a_review_of_it(few, name):
     for one in made(name):
         assert labels_of("train", one.output) == {TASKS[name].sentiment}
         assert len(one.output.split()) in WORDS
+
+
+@pytest.mark.parametrize("name", TASKS)
+def test_an_answer_as_a_decoder_would_write_it_obeys_nearly_always(few, name):
+    """Without capitals, and so with sentences that are told apart less well."""
+    tokenizer, examples = data.course_tokenizer(), made(name, 200)
+    written = [tokenizer.decode(tokenizer.encode(one.output)) for one in examples]
+    obeyed = [TASKS[name].obeyed(one, text) for one, text in zip(examples, written, strict=True)]
+    assert sum(obeyed) > (0.9 if TASKS[name].continues else 0.999) * len(examples)
 
 
 def test_a_written_review_begins_with_the_words_given_and_is_asked_for_without_any_else(few):
@@ -366,6 +377,16 @@ def test_how_clear_a_sentence_is_is_the_probability_of_its_reviews_label(few):
         of_label_N = judge.predict_proba(list(everything))[:, label]
         wanted = [text for text, sure in zip(everything, of_label_N, strict=True) if sure >= 0.55]
         assert list(clear_sentences("test", label, 0.55)) == wanted and wanted
+        assert tasks.sentiment_by_words(wanted) == pytest.approx(judge.predict_proba(wanted)[:, 1])
+
+
+def test_nothing_is_fitted_where_nobody_asks_how_clear_a_sentence_is(few, monkeypatch):
+    forget(monkeypatch)
+    monkeypatch.setattr(tasks, "fit_bag_of_words", None)
+    for name in TASKS:
+        assert made(name, 5, clear=0.0)
+    with pytest.raises(TypeError):  # the control
+        made("positive", 5)
 
 
 def test_a_review_with_a_slur_is_left_out_whole(few, monkeypatch):
@@ -461,6 +482,9 @@ REFUSED = [
     ("fewer than none", lambda: made("repeat", -3), "-3 examples of 'repeat'"),
     ("no such wording", lambda: make_examples(Task("mine", ("Do it.",)), 1, held_out=True), "'mine' in 0 wordings"),
     ("unknown split", lambda: made("begin", 1, split="training"), "split 'training' is unknown: choose one of judge,"),
+    ("clear in per cent", lambda: made("positive", 5, clear=80), "clear is 80: give a share from 0 to 1, such as 0.8"),
+    ("clear below 0", lambda: made("classify", 5, clear=-0.1), "clear is -0.1"),
+    ("clear nan", lambda: made("positive", 5, clear=float("nan")), "clear is nan"),
     ("negative seed", lambda: made("begin", 1, seed=-1), "give one or more whole numbers from 0 up"),
 ]
 
@@ -470,13 +494,6 @@ def test_refused_in_words_that_help(act, words):
     with pytest.raises(ValueError) as refusal:
         act()
     assert words in str(refusal.value)
-
-
-@pytest.mark.xfail(strict=True, reason="clear is not looked at: a percentage silently gives no example at all")
-@pytest.mark.parametrize("clear", [80, -1.0, float("nan")])
-def test_a_sureness_that_is_no_share_is_refused(few, clear):
-    with pytest.raises(ValueError, match="clear"):
-        made("positive", 5, clear=clear)
 
 
 def test_a_task_of_ones_own_is_made_and_judged_as_the_others(few):

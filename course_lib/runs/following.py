@@ -90,7 +90,7 @@ class Following:
 class Sampling:
     """How answers are drawn."""
 
-    temperature: float = 0.7
+    temperature: float = 0.9
     top_p: float | None = 0.9
     max_new_tokens: int = 60
     seed: int = 0
