@@ -166,6 +166,7 @@ DISOBEYED = [
     ("begin", BEGIN, "it is a rare"),  # nothing added
     ("begin", BEGIN, "it is a good film"),
     ("begin", BEGIN, "see, it is a rare film"),
+    ("begin", BEGIN, '"it is a rare film"'),
     ("continue", CONTINUE, ""),
     ("continue", CONTINUE, "good"),
     ("continue", CONTINUE, "The film is short."),  # no: "and the film is short."
