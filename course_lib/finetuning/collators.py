@@ -143,6 +143,8 @@ class GenerationCollator:
         batch = _padded(rows, self.vocabulary, self.padding)
         is_learned_BT = self.padding.pad(learned, 0).bool()
         batch["labels"] = batch["input_ids"].masked_fill(~is_learned_BT, IGNORE_INDEX)
+        if self.padding.side == "left":  # padding before a text takes no place
+            batch["position_ids"] = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
         return batch
 
     def _joined(self, prompt: Sequence[int], response: Sequence[int]) -> tuple[list[int], list[int]]:
@@ -176,6 +178,12 @@ class Seq2SeqCollator:
     padding: Padding = Padding()
     target_padding: Padding = Padding()
 
+    def __post_init__(self) -> None:
+        if "left" in (self.padding.side, self.target_padding.side):
+            raise ValueError(
+                "an encoder-decoder reads from the first position on: pad its sources and targets on the right"
+            )
+
     def __call__(self, examples: Sequence[Example]) -> Collated:
         _same_fields(examples, ("source", "target"))
         bos, eos = (self.vocabulary.require(name, "a target") for name in ("bos", "eos"))
@@ -205,12 +213,9 @@ def as_batch(collated: Collated) -> Batch:
         )
     next_BT = shift_right(labels_BL.flip(1), fill=IGNORE_INDEX).flip(1)
     may_attend_BQK = masks.causal(input_ids_BT.shape[1]) & masks.padding(is_real_BT)
-    position_BT = collated.get("position_ids")
     if "document_ids" in collated:
         may_attend_BQK = may_attend_BQK & masks.documents(collated["document_ids"])
-    elif not is_real_BT[:, 0].all():  # padding before a text takes no place
-        position_BT = (is_real_BT.cumsum(1) - 1).clamp(min=0)
-    return Batch(input_ids_BT, next_BT, may_attend_BQK, position_BT=position_BT)
+    return Batch(input_ids_BT, next_BT, may_attend_BQK, position_BT=collated.get("position_ids"))
 
 
 def length_grouped(
@@ -258,7 +263,8 @@ def _frame(vocabulary: Vocabulary) -> tuple[int, int]:
 
 
 def _class(label: object, number: int) -> int:
-    if isinstance(label, bool) or not hasattr(label, "__index__"):
+    is_flag = isinstance(label, bool) or getattr(label, "dtype", None) in (torch.bool, bool)
+    if is_flag or getattr(label, "is_floating_point", bool)() or not hasattr(label, "__index__"):
         raise ValueError(f"example {number}: label is {label!r}, and a class is a whole number from 0 up")
     if label.__index__() < 0:
         raise ValueError(f"example {number}: label is {label}: leave out texts without a label, classes count from 0")

@@ -7,7 +7,7 @@ Axes: B text of the batch, T position in it, N target, C class, E channel of the
 import torch
 from torch import Tensor, nn
 
-from course_lib.model import LanguageModel
+from course_lib.model import Decoder, EncoderDecoder, LanguageModel
 from course_lib.objectives import Batch
 
 POOLINGS = ("mean", "cls", "last")
@@ -94,6 +94,8 @@ class Writer(nn.Module):
 
     def __init__(self, body: nn.Module, *, tied: bool = True) -> None:
         super().__init__()
+        if isinstance(body, EncoderDecoder):
+            raise ValueError("an EncoderDecoder has a prediction head of its own: train it as it is")
         width, table = width_of(body), _word_table(body)
         if tied and table.weight.shape[1] != width:
             raise ValueError(
@@ -107,8 +109,13 @@ class Writer(nn.Module):
             nn.init.normal_(self.head.weight, std=0.02)
 
     def target_logits(self, batch: Batch) -> Tensor:
-        """[N, V]: logits at the batch's targets, row by row, as `training.step` asks for them."""
-        hidden_BTE = _hidden(self.body, batch.input_ids_BT, batch.may_attend_BQK)
+        """[N, V]: logits at the batch's targets, row by row, as `training.step` asks for them.
+
+        Raises ValueError for a batch that is made for an encoder-decoder.
+        """
+        if batch.decoder_input_ids_BS is not None:
+            raise ValueError("the batch is made for an encoder-decoder, and this is a Writer: use GenerationCollator")
+        hidden_BTE = _hidden(self.body, batch.input_ids_BT, batch.may_attend_BQK, batch.position_BT)
         return self.head(hidden_BTE[batch.is_target_BL])
 
     def forward(self, input_ids_BT: Tensor, may_attend_BQK: Tensor) -> Tensor:
@@ -117,7 +124,12 @@ class Writer(nn.Module):
 
 
 def encode(body: nn.Module, input_ids_BT: Tensor, is_real_BT: Tensor) -> Tensor:
-    """[B, T, E]: the last hidden state of a body of the course's or of `transformers`, padding unseen."""
+    """[B, T, E]: the last hidden state of a body of the course's or of `transformers`, padding unseen.
+
+    Raises ValueError for padding before a text: it would move the positions.
+    """
+    if not is_real_BT[:, 0].all():
+        raise ValueError("padding stands before a text and moves its positions: pad on the right to classify")
     if isinstance(body, LanguageModel):
         return body.encode(input_ids_BT, is_real_BT)
     bare = getattr(body, "base_model", body)  # without the head that a model of transformers may have
@@ -136,14 +148,19 @@ def width_of(body: nn.Module) -> int:
     raise ValueError(f"this {type(body).__name__} has no config with d_model, hidden_size or n_embd: give it one")
 
 
-def _hidden(body: nn.Module, input_ids_BT: Tensor, may_attend_BQK: Tensor) -> Tensor:
+def _hidden(body: nn.Module, input_ids_BT: Tensor, may_attend_BQK: Tensor, position_BT: Tensor | None = None) -> Tensor:
     if isinstance(body, LanguageModel):
-        return body(input_ids_BT, may_attend_BQK, wanted_BT=torch.zeros_like(input_ids_BT).bool()).hidden_states[-1]
+        if position_BT is not None and not isinstance(body, Decoder):
+            raise ValueError(f"a {type(body).__name__} counts positions by itself: pad on the right, and do not pack")
+        places = {} if position_BT is None else {"position_BT": position_BT}
+        nowhere_BT = torch.zeros_like(input_ids_BT).bool()
+        return body(input_ids_BT, may_attend_BQK, wanted_BT=nowhere_BT, **places).hidden_states[-1]
     bare = getattr(body, "base_model", body)
     may_attend_BQK = may_attend_BQK.expand(len(input_ids_BT), input_ids_BT.shape[1], -1)
     blocked = torch.zeros(may_attend_BQK.shape, dtype=torch.float32, device=input_ids_BT.device)
     blocked = blocked.masked_fill(~may_attend_BQK, torch.finfo(torch.float32).min)
-    return bare(input_ids=input_ids_BT, attention_mask=blocked[:, None]).last_hidden_state
+    places = {} if position_BT is None else {"position_ids": position_BT}
+    return bare(input_ids=input_ids_BT, attention_mask=blocked[:, None], **places).last_hidden_state
 
 
 def _word_table(body: nn.Module) -> nn.Embedding:

@@ -6,6 +6,7 @@ Axes: B row of the batch, T position in it.
 """
 
 import re
+import unicodedata
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -17,7 +18,7 @@ from course_lib.vocabulary import IGNORE_INDEX, Vocabulary
 
 HEADERS = {"system": "### System:", "user": "### Instruction:", "input": "### Input:", "assistant": "### Response:"}
 ROLES = ("system", "user", "assistant")
-_A_HEADER = re.compile(r"^### (System|Instruction|Input|Response):$", re.MULTILINE)
+_A_HEADER = re.compile(r"^### (System|Instruction|Input|Response):$", re.MULTILINE | re.IGNORECASE)
 
 
 @dataclass(frozen=True)
@@ -244,5 +245,5 @@ def _fitted(
 def _check_text(name: str, text: str) -> None:
     if not isinstance(text, str):
         raise TypeError(f"{name} is {text!r:.40}: give text")
-    if found := _A_HEADER.search(text):
+    if found := _A_HEADER.search(unicodedata.normalize("NFKC", text)):  # as tokenizers read it, many in lower case
         raise ValueError(f"{name} holds the line {found[0]!r}, which the template uses: write it otherwise")

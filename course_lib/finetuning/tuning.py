@@ -172,6 +172,8 @@ def epochs(
             losses = [_update(classifier, batch, optimizer, next(rates)) for batch in batches]
         sizes = [len(batch["labels"]) for batch in batches]
         measured = {} if held_out is None else _measured(classifier, *held_out, tokenizer, how.max_tokens)
+        if measured and not math.isfinite(measured["held_out"]):
+            raise FloatingPointError(f"epoch {number + 1}: the held-out loss is {measured['held_out']}: lower the rate")
         if measured:
             stopping.update(measured["held_out"])
             measured["is_best"] = measured["held_out"] == stopping.lowest

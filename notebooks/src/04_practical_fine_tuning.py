@@ -229,8 +229,8 @@ MODES = {
 }
 padded = {}
 for name, (make, batches) in MODES.items():
-    masks = [make([rows[n] for n in numbers])["attention_mask"] for numbers in batches]
-    padded[name] = 1 - sum(int(m.sum()) for m in masks) / sum(m.numel() for m in masks)
+    real_BT = [make([rows[n] for n in numbers])["attention_mask"] for numbers in batches]
+    padded[name] = 1 - sum(int(m.sum()) for m in real_BT) / sum(m.numel() for m in real_BT)
 plots.show(
     plots.draw_bars(
         list(padded),
