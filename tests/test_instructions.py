@@ -125,7 +125,6 @@ def test_the_template_is_alpacas():
     assert render(Instruction("Do it.", output="done")) == "### Instruction:\nDo it.\n\n### Response:\ndone"
 
 
-@pytest.mark.xfail(strict=True, reason="_check_text compares before the tokenizer folds case and width")
 @pytest.mark.parametrize("line", ["### response:", "### RESPONSE:", "＃＃＃ Response：", "### Ｒesponse:"])
 def test_a_line_that_is_a_header_once_it_is_encoded_is_refused_too(line):
     """A model would see the template's own tokens, in the middle of what it is asked about."""

@@ -7,6 +7,7 @@ Axes: B text of the batch, T position in it, N target, C class, E channel of the
 import torch
 from torch import Tensor, nn
 
+from course_lib import masks
 from course_lib.model import Decoder, EncoderDecoder, LanguageModel
 from course_lib.objectives import Batch
 
@@ -114,7 +115,7 @@ class Writer(nn.Module):
         Raises ValueError for a batch that is made for an encoder-decoder.
         """
         if batch.decoder_input_ids_BS is not None:
-            raise ValueError("the batch is made for an encoder-decoder, and this is a Writer: use GenerationCollator")
+            raise ValueError("the batch is made for an EncoderDecoder, and this is a Writer: use GenerationCollator")
         hidden_BTE = _hidden(self.body, batch.input_ids_BT, batch.may_attend_BQK, batch.position_BT)
         return self.head(hidden_BTE[batch.is_target_BL])
 
@@ -124,16 +125,23 @@ class Writer(nn.Module):
 
 
 def encode(body: nn.Module, input_ids_BT: Tensor, is_real_BT: Tensor) -> Tensor:
-    """[B, T, E]: the last hidden state of a body of the course's or of `transformers`, padding unseen.
+    """[B, T, E]: the last hidden state of a body of the course's or of `transformers`, padding unseen, on whichever
+    side it stands.
 
-    Raises ValueError for padding before a text: it would move the positions.
+    Raises ValueError for padding before a text where the body counts positions from the row's first.
     """
-    if not is_real_BT[:, 0].all():
-        raise ValueError("padding stands before a text and moves its positions: pad on the right to classify")
+    is_before = not bool(is_real_BT[:, 0].all())
+    position_BT = (is_real_BT.cumsum(1) - 1).clamp(min=0) if is_before else None
+    if isinstance(body, Decoder):
+        may_attend_BQK = masks.causal(input_ids_BT.shape[1]).to(input_ids_BT.device) & masks.padding(is_real_BT.bool())
+        return _hidden(body, input_ids_BT, may_attend_BQK, position_BT)
     if isinstance(body, LanguageModel):
+        if is_before and body.config.positions == "learned":
+            raise ValueError("padding stands before a text and moves its positions: pad on the right")
         return body.encode(input_ids_BT, is_real_BT)
     bare = getattr(body, "base_model", body)  # without the head that a model of transformers may have
-    return bare(input_ids=input_ids_BT, attention_mask=is_real_BT.long()).last_hidden_state
+    places = {"position_ids": position_BT} if is_before else {}
+    return bare(input_ids=input_ids_BT, attention_mask=is_real_BT.long(), **places).last_hidden_state
 
 
 def width_of(body: nn.Module) -> int:

@@ -80,7 +80,6 @@ def test_a_batch_of_texts_is_classified_as_each_alone(name, pooling):
         assert differ(classified(classifier, ROWS).roll(1, 0), alone) > 0.01  # the control
 
 
-@pytest.mark.xfail(strict=True, reason="heads.encode gives no position_ids: padding before a text moves it")
 @pytest.mark.parametrize("name", BODIES)
 def test_nor_does_padding_before_the_texts_change_anything(name):
     classifier = classifier_on(made(name), "mean")
@@ -158,7 +157,6 @@ def test_a_writers_batch_equals_its_examples_alone(name):
 PACKED = [Encoded((2, *row, 3), (False, *[True] * (len(row) + 1))) for row in ROWS[:3]]
 
 
-@pytest.mark.xfail(strict=True, reason="Writer passes no position_ids on: a packed example does not begin at place 0")
 @pytest.mark.parametrize("name", BODIES)
 def test_a_writer_reads_packed_examples_as_each_alone(name):
     writer = Writer(made(name))
@@ -256,9 +254,6 @@ def test_a_gpt2_of_theirs_loads_here_and_its_loss_stays(tmp_path):
     assert summed(theirs, prompted()) == pytest.approx(written.item(), rel=TOLERANCE)
 
 
-@pytest.mark.xfail(
-    strict=True, reason="padded on the left, GPT-2 needs position_ids, and GenerationCollator gives it none"
-)
 def test_gpt2_takes_a_batch_padded_on_the_left_as_it_is(decoders):
     """`model(**batch)`, as the collators promise. With position_ids it does: the next test."""
     ours, theirs = decoders
