@@ -213,9 +213,12 @@ def as_batch(collated: Collated) -> Batch:
         )
     next_BT = shift_right(labels_BL.flip(1), fill=IGNORE_INDEX).flip(1)
     may_attend_BQK = masks.causal(input_ids_BT.shape[1]) & masks.padding(is_real_BT)
+    position_BT = collated.get("position_ids")
     if "document_ids" in collated:
         may_attend_BQK = may_attend_BQK & masks.documents(collated["document_ids"])
-    return Batch(input_ids_BT, next_BT, may_attend_BQK, position_BT=collated.get("position_ids"))
+    elif position_BT is None and not is_real_BT[:, 0].all():  # padding before a text takes no place
+        position_BT = (is_real_BT.cumsum(1) - 1).clamp(min=0)
+    return Batch(input_ids_BT, next_BT, may_attend_BQK, position_BT=position_BT)
 
 
 def length_grouped(

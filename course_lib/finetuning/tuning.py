@@ -172,8 +172,6 @@ def epochs(
             losses = [_update(classifier, batch, optimizer, next(rates)) for batch in batches]
         sizes = [len(batch["labels"]) for batch in batches]
         measured = {} if held_out is None else _measured(classifier, *held_out, tokenizer, how.max_tokens)
-        if measured and not math.isfinite(measured["held_out"]):
-            raise FloatingPointError(f"epoch {number + 1}: the held-out loss is {measured['held_out']}: lower the rate")
         if measured:
             stopping.update(measured["held_out"])
             measured["is_best"] = measured["held_out"] == stopping.lowest
@@ -191,6 +189,8 @@ def epochs(
             break
     if best is not None:
         classifier.load_state_dict(best, strict=False)
+    elif held_out is not None and how.epochs:
+        raise FloatingPointError("the held-out loss was finite after none of the epochs: lower the rate")
     classifier.eval()  # also without an epoch
 
 
