@@ -179,10 +179,8 @@ class Seq2SeqCollator:
     target_padding: Padding = Padding()
 
     def __post_init__(self) -> None:
-        if "left" in (self.padding.side, self.target_padding.side):
-            raise ValueError(
-                "an encoder-decoder reads from the first position on: pad its sources and targets on the right"
-            )
+        if self.target_padding.side == "left":
+            raise ValueError("a decoder would read the padding before its target as text: pad targets on the right")
 
     def __call__(self, examples: Sequence[Example]) -> Collated:
         _same_fields(examples, ("source", "target"))
