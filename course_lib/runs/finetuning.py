@@ -11,24 +11,21 @@ from pathlib import Path
 from course_lib.evaluation import COMPARISON_TOKENS
 from course_lib.finetuning import POOLINGS, FineTuning
 from course_lib.model import Decoder
-from course_lib.peft import Adapter, BitFit, Full, LoRA, Prefix, Strategy
+from course_lib.peft import LoRA, Strategy
+from course_lib.runs.efficiency import ENCODER_LORA, MINILM, MINILM_LORA, Settings
 from course_lib.runs.examples import CLASSIFICATION, Examples, own_examples, packaged_examples
 from course_lib.runs.learning import Learned, learn_classes, learn_instructions
 from course_lib.runs.outcome import judge_classifier, judge_writer
 from course_lib.runs.reports import Report, write_report
+from course_lib.runs.strategies import TRIALS
+from course_lib.runs.transfer import PRETRAINED
 from course_lib.runs.tuned import SETTINGS, Base, load_base
 from course_lib.runtime import describe_machine, pick_device
 
 LABELS, TESTS = 100, 500  # of the packaged reviews, where nothing is said
 PATIENCE = 5  # epochs without a lower held-out loss, after which it stops
 LONGEST_EXAMPLE = 256  # tokens of a prompt with its answer, where nothing is said
-STRATEGIES: dict[str, Strategy] = {
-    "full": Full(),
-    "lora": LoRA(rank=8, alpha=16),
-    "prefix": Prefix(length=16),
-    "adapter": Adapter(bottleneck=32),
-    "bitfit": BitFit(),
-}
+STRATEGIES: dict[str, Strategy] = {name: trial.strategy for name, trial in TRIALS.items()}
 ByNumber = Mapping[int, tuple[float, int]]  # {examples to learn from: (rate, epochs)}; the nearest number counts
 
 
@@ -39,23 +36,15 @@ def _table(full: ByNumber, other: ByNumber, **rates: float) -> dict[str, ByNumbe
     }
 
 
+def _pairs(settings: Settings) -> ByNumber:
+    return {number: (how.rate, how.epochs) for number, how in settings.items()}
+
+
 # Full and LoRA on MiniLM and the encoder: as in the records `efficiency` and `transfer`; BitFit on MiniLM: as in
 # `strategies`. All others: of one or two rates the one with the lower held-out loss, on one sample of 100 sentences, of
 # writers on one of 416 instructions. Other numbers of examples were not tried out.
-OF_MINILM = _table(
-    {100: (1e-4, 10), 500: (1e-4, 6), 1000: (1e-4, 4), 3000: (1e-4, 3)},
-    {100: (5e-4, 20), 500: (5e-4, 10), 1000: (5e-4, 6), 3000: (5e-4, 4)},
-    prefix=5e-3,
-    adapter=2e-3,
-    bitfit=3e-3,
-)
-OF_COURSE = _table(
-    {100: (2e-4, 8), 500: (2e-4, 5), 3000: (2e-4, 3)},
-    {100: (2e-3, 8), 500: (1e-3, 5), 3000: (1e-3, 3)},
-    prefix=2e-3,
-    adapter=2e-3,
-    bitfit=3e-3,
-)
+OF_MINILM = _table(_pairs(MINILM), _pairs(MINILM_LORA), prefix=5e-3, adapter=2e-3, bitfit=3e-3)
+OF_COURSE = _table(_pairs(PRETRAINED), _pairs(ENCODER_LORA), prefix=2e-3, adapter=2e-3, bitfit=3e-3)
 OF_WRITER = _table(
     {100: (3e-4, 10), 1000: (3e-4, 6), 10000: (3e-4, 3)},
     {100: (2e-3, 10), 1000: (2e-3, 6), 10000: (2e-3, 3)},

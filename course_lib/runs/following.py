@@ -16,6 +16,7 @@ from course_lib.finetuning import (
     GenerationCollator,
     Instruction,
     as_batch,
+    collated_batches,
     encode,
     encode_prompt,
     length_grouped,
@@ -83,7 +84,7 @@ class Following:
     @property
     def steps(self) -> int:
         """Of the whole run."""
-        return self.epochs * -(-len(tuning_examples(self, 0)) // self.batch_size)
+        return self.epochs * -(-len(_made(self.examples, self, 0)) // self.batch_size)
 
 
 @dataclass(frozen=True)
@@ -291,5 +292,5 @@ def _batches(examples_of: Callable[[int], list[Encoded]], how: Following) -> Ite
     for epoch in itertools.count():
         encoded = examples_of(epoch)
         lengths = [len(example.input_ids) for example in encoded]
-        for numbers in length_grouped(lengths, how.batch_size, generator=seeded(how.seed, epoch)):
-            yield as_batch(collate([encoded[n].as_example() for n in numbers]))
+        batches = length_grouped(lengths, how.batch_size, generator=seeded(how.seed, epoch))
+        yield from map(as_batch, collated_batches([e.as_example() for e in encoded], collate, batches))
