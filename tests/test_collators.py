@@ -588,6 +588,14 @@ REFUSED = [
         lambda: list(length_grouped([1], 1, generator=seeded(0), pool=0)),
         "batch_size 1, pool 0: give at",
     ),
+    ("a row of nothing beside others", collating(WRITE, GIVEN, {"input_ids": [], "completion_mask": []}), "example 1"),
+    ("a row of nothing", collating(WRITE, {"input_ids": [], "completion_mask": []}), "example 0"),
+    ("target's id outside", collating(TRANSLATE, {"source": [7], "target": [200]}), "token id 200 lies outside"),
+    ("target of floats", collating(TRANSLATE, {"source": [7], "target": [7.5]}), "token ids are int64"),
+    ("text for ids", collating(CLASSIFY, {"input_ids": "a film"}), "example 0"),
+    ("texts to stack", collating(DefaultCollator(), {"text": "a film"}), "field 'text'"),
+    ("examples that are rows", collating(CLASSIFY, [7, 8]), "example 0"),
+    ("batch without its mask", lambda: as_batch({"input_ids": torch.ones(1, 2), "labels": torch.ones(1, 2)}), "attent"),
 ]
 
 
@@ -608,27 +616,3 @@ def test_what_the_rows_get_wrong_is_accepted_once_it_is_right():
         collating(make, example, example)()
     collating(TRANSLATE, {"source": [7], "target": [7]})()
     collating(DefaultCollator(), {"x": 1}, {"x": 2})()
-
-
-NOT_YET_REFUSED = [
-    ("a row of nothing beside others", collating(WRITE, GIVEN, {"input_ids": [], "completion_mask": []}), "example 1"),
-    ("a row of nothing", collating(WRITE, {"input_ids": [], "completion_mask": []}), "example 0"),
-    ("target's id outside", collating(TRANSLATE, {"source": [7], "target": [200]}), "token id 200 lies outside"),
-    ("target of floats", collating(TRANSLATE, {"source": [7], "target": [7.5]}), "token ids are int64"),
-    ("text for ids", collating(CLASSIFY, {"input_ids": "a film"}), "example 0"),
-    ("texts to stack", collating(DefaultCollator(), {"text": "a film"}), "field 'text'"),
-    ("examples that are rows", collating(CLASSIFY, [7, 8]), "example 0"),
-    ("batch without its mask", lambda: as_batch({"input_ids": torch.ones(1, 2), "labels": torch.ones(1, 2)}), "attent"),
-]
-
-
-@pytest.mark.xfail(
-    strict=True,
-    raises=(AssertionError, KeyError, pytest.fail.Exception),
-    reason="let in, or refused in words that do not help",
-)
-@pytest.mark.parametrize(
-    ("act", "words"), [row[1:] for row in NOT_YET_REFUSED], ids=[row[0] for row in NOT_YET_REFUSED]
-)
-def test_still_to_be_refused_in_words_that_help(act, words):
-    check_refused(act, words)

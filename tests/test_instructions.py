@@ -601,6 +601,10 @@ REFUSED = [
     ("nothing to pack", lambda: pack([], 9, SMALL), "there is no example to pack: give at least one"),
     ("too long to pack", lambda: pack(FIVE, 13, SMALL), "an example has 14 tokens and a row 13: encode with max_len"),
     ("packing without [PAD]", lambda: pack(FIVE, 20, Vocabulary(200)), "packing needs a [PAD] token"),
+    ("foreign ids to pack", lambda: pack([Encoded((7, 200), (False, True))], 9, SMALL), "token id 200 lies outside"),
+    ("nothing in an example", lambda: pack([*FIVE, Encoded((), ())], LENGTH, SMALL), "empty"),
+    ("a mask too short", lambda: pack([Encoded((7, 8), (True,))], 9, SMALL), "2 input_ids and 1 of completion_mask"),
+    ("turns as pairs", lambda: encode_chat([("user", "a")], TOKENIZER), "Turn"),
 ]
 
 
@@ -612,24 +616,4 @@ def check_refused(act, words):
 
 @pytest.mark.parametrize(("act", "words"), [row[1:] for row in REFUSED], ids=[row[0] for row in REFUSED])
 def test_refused_in_words_that_help(act, words):
-    check_refused(act, words)
-
-
-NOT_YET_REFUSED = [
-    ("foreign ids to pack", lambda: pack([Encoded((7, 200), (False, True))], 9, SMALL), "token id 200 lies outside"),
-    ("nothing in an example", lambda: pack([*FIVE, Encoded((), ())], LENGTH, SMALL), "empty"),
-    ("a mask too short", lambda: pack([Encoded((7, 8), (True,))], 9, SMALL), "2 input_ids and 1 of completion_mask"),
-    ("turns as pairs", lambda: encode_chat([("user", "a")], TOKENIZER), "Turn"),
-]
-
-
-@pytest.mark.xfail(
-    strict=True,
-    raises=(AssertionError, AttributeError, pytest.fail.Exception),
-    reason="let in, or refused in words that do not help",
-)
-@pytest.mark.parametrize(
-    ("act", "words"), [row[1:] for row in NOT_YET_REFUSED], ids=[row[0] for row in NOT_YET_REFUSED]
-)
-def test_still_to_be_refused_in_words_that_help(act, words):
     check_refused(act, words)

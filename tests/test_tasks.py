@@ -415,7 +415,7 @@ def test_sentences_are_cut_from_reviews_of_imdb_and_others_stand_as_they_are(mon
         Review(" ".join(["few"] * 8), 1, "rotten_tomatoes"),
     ]
     forget(monkeypatch)
-    monkeypatch.setattr(tasks, "reviews_of", lambda split: reviews)
+    monkeypatch.setattr(tasks, "reviews_of", lambda split: reviews if split == "dev" else [])
     assert dict(zip(*tasks.labelled_sentences("dev"), strict=True)) == {
         f"first {words}.": 1,
         f"last {words}.": 1,
@@ -428,6 +428,16 @@ def test_sentences_are_cut_from_reviews_of_imdb_and_others_stand_as_they_are(mon
     assert (pair.input, pair.output) == (f"First {words}.", f"Middle {words}.")
 
 
+def test_a_sentence_of_a_training_review_is_in_no_other_split(monkeypatch):
+    words = " ".join(["fine"] * 9)
+    known, own = Review(f"Once {words}. Twice {words}.", 1, "imdb"), Review(f"Alone {words}. TWICE {words}.", 0, "imdb")
+    forget(monkeypatch)
+    monkeypatch.setattr(tasks, "reviews_of", lambda split: [known] if split == "train" else [own])
+    assert tasks.labelled_sentences("test") == ((f"alone {words}.",), (0,))
+    assert not made("continue", split="test")
+    assert len(made("continue")) == 1  # the control: in training it stays
+
+
 # ---------------------------------------------------------------- all reviews
 
 
@@ -436,13 +446,8 @@ def all_examples(name, split):
     return make_examples(TASKS[name], 10**6, split=split)
 
 
-CUT_WITH_CAPITALS = pytest.mark.xfail(
-    strict=True, reason="a review with capitals somewhere is cut at capitals: a stretch of it without is one part"
-)
-
-
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [pytest.param(n, marks=CUT_WITH_CAPITALS) if n == "continue" else n for n in TASKS])
+@pytest.mark.parametrize("name", TASKS)
 def test_of_all_reviews_every_example_obeys_and_none_holds_a_slur(name):
     for split in ("dev", "test"):
         examples = all_examples(name, split)
@@ -455,22 +460,17 @@ def test_of_all_reviews_every_example_obeys_and_none_holds_a_slur(name):
 
 @cache
 def texts_of(name, split):
-    """What is to be written, and what it is made of, as one text is one text to the course."""
-    return frozenset(normalize(text) for one in all_examples(name, split) for text in (one.input, one.output) if text)
-
-
-LEAKS = pytest.mark.xfail(
-    strict=True, reason="splits go by review: a sentence that stands in two reviews stands in two splits"
-)
+    """What is to be written, and what it is made of, as one text is one text to the course. A few words to begin with
+    are no sentence, and stand in many."""
+    texts = [text for one in all_examples(name, split) for text in (one.input, one.output)]
+    return frozenset(normalize(text) for text in texts if name != "begin" or len(text.split()) in tasks.WORDS)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("split", ["test", "judge"])
-@pytest.mark.parametrize(
-    "name", [pytest.param("begin", marks=LEAKS), pytest.param("continue", marks=LEAKS), "classify"]
-)
+@pytest.mark.parametrize("name", ["begin", "continue", "classify"])
 def test_no_sentence_of_the_test_is_trained_on(name, split):
-    shared = texts_of(name, split) & texts_of(name, "train") - {"negative", "positive"}
+    shared = texts_of(name, split) & texts_of(name, "train") - {"negative", "positive", ""}
     assert not shared, sorted(shared)[:5]
 
 

@@ -36,7 +36,7 @@ class DefaultCollator:
         names = _same_fields(examples)
         batch = {}
         for name in names:
-            values = [torch.as_tensor(example[name]) for example in examples]
+            values = [_tensor(name, example[name]) for example in examples]
             if len(shapes := {tuple(value.shape) for value in values}) > 1:
                 raise ValueError(
                     f"field {name!r} has the shapes {sorted(shapes)}: cut to one length, or take a collator that pads"
@@ -155,6 +155,8 @@ class GenerationCollator:
 
     def _given(self, number: int, example: Example) -> tuple[list[int], list[int]]:
         row, mask = list(example["input_ids"]), [int(bool(flag)) for flag in example["completion_mask"]]
+        if not row:
+            raise ValueError(f"example {number}: input_ids are empty, give at least one token")
         if len(row) != len(mask):
             raise ValueError(f"example {number}: {len(row)} input_ids and {len(mask)} of completion_mask: one for each")
         return row, [0] + [1] * (len(row) - 1) if self.learn == "all" else mask
@@ -188,10 +190,10 @@ class Seq2SeqCollator:
         sources = ClassificationCollator(self.vocabulary, self.padding)([{"input_ids": e["source"]} for e in examples])
         targets = [[*example["target"], eos] for example in examples]
         read = [[bos, *example["target"]] for example in examples]
-        pad_id = self.vocabulary.require("pad", "a batch")
+        decoder_input_ids_BS = _padded(read, self.vocabulary, self.target_padding)["input_ids"]
         return sources | {
             "labels": self.target_padding.pad(targets, IGNORE_INDEX),
-            "decoder_input_ids": self.target_padding.pad(read, pad_id),
+            "decoder_input_ids": decoder_input_ids_BS,
         }
 
 
@@ -199,11 +201,13 @@ def as_batch(collated: Collated) -> Batch:
     """What the course's own models and `training` read, of a batch from GenerationCollator, `instructions.pack` or
     Seq2SeqCollator. A decoder's labels move by one here: the token at t is what position t - 1 predicts.
 
-    Raises ValueError for a batch without labels for tokens.
+    Raises ValueError for a batch without labels for tokens, or without attention_mask.
     """
     labels_BL = collated.get("labels")
     if labels_BL is None or labels_BL.dim() != 2:
         raise ValueError("the batch has no label for each token: make it with GenerationCollator or Seq2SeqCollator")
+    if "attention_mask" not in collated:
+        raise ValueError("the batch has no attention_mask to tell text from padding: make it with a collator")
     input_ids_BT, is_real_BT = collated["input_ids"], collated["attention_mask"].bool()
     if "decoder_input_ids" in collated:
         return Batch(
@@ -258,6 +262,13 @@ def _padded(rows: Sequence[Sequence[int]], vocabulary: Vocabulary, padding: Padd
     return {"input_ids": input_ids_BT, "attention_mask": padding.pad([[1] * len(row) for row in rows], 0)}
 
 
+def _tensor(name: str, value: object) -> Tensor:
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"field {name!r} is {value!r:.40}: only numbers can be stacked, leave it out") from error
+
+
 def _frame(vocabulary: Vocabulary) -> tuple[int, int]:
     first, last = (vocabulary.require(name, "a text") for name in vocabulary.frame)
     return first, last
@@ -275,11 +286,16 @@ def _class(label: object, number: int) -> int:
 def _same_fields(
     examples: Sequence[Example], wanted: Sequence[str] | None = None, *, optional: Sequence[str] = ()
 ) -> tuple[str, ...]:
-    """The fields of the examples. Refuses no examples, a field that is missing, and examples that differ."""
+    """The fields of the examples. Refuses no examples, what has no fields, a field that is missing or holds text where
+    tokens are wanted, and examples that differ."""
     if not examples:
         raise ValueError("examples are empty: give at least one")
+    if not isinstance(examples[0], Mapping):
+        raise TypeError(f"example 0 is {examples[0]!r:.40}: give a dict of its fields")
     first = set(examples[0])
     for number, example in enumerate(examples):
+        if wanted is not None and (texts := [n for n in wanted if isinstance(example.get(n), str)]):
+            raise TypeError(f"example {number}: {texts[0]!r} is text, give its token ids, tokenizer.encode(text)")
         if set(example) != first:
             odd = min(set(example) ^ first)
             where = "has" if odd in example else "lacks"

@@ -56,12 +56,21 @@ class Turn:
 @dataclass(frozen=True)
 class Encoded:
     """An example as tokens, [BOS] and [EOS] among them. completion_mask: which of them are to be learned. cut_input,
-    cut_output: how many tokens gave way."""
+    cut_output: how many tokens gave way.
+
+    Raises ValueError for no tokens, or a mask of another length.
+    """
 
     input_ids: tuple[int, ...]
     completion_mask: tuple[bool, ...]
     cut_input: int = 0
     cut_output: int = 0
+
+    def __post_init__(self) -> None:
+        if not self.input_ids:
+            raise ValueError("input_ids are empty: give at least one token")
+        if (given := len(self.completion_mask)) != len(self.input_ids):
+            raise ValueError(f"{len(self.input_ids)} input_ids and {given} of completion_mask: give one for each")
 
     def as_example(self) -> dict[str, tuple]:
         """What GenerationCollator takes."""
@@ -143,9 +152,11 @@ def encode_chat(turns: Sequence[Turn], tokenizer: Tokenizer, *, max_len: int = 2
     """A conversation: every answer of the assistant carries loss, with the [EOS] that ends it. One user turn and one
     answer are what `encode` makes of an Instruction without input.
 
-    Raises ValueError unless user and assistant take turns, the user first, behind at most one system turn; and for a
-    conversation longer than max_len, which is for the caller to cut.
+    Raises TypeError for what is no Turn, ValueError unless user and assistant take turns, the user first, behind at
+    most one system turn; and for a conversation longer than max_len, which is for the caller to cut.
     """
+    if odd := [turn for turn in turns if not isinstance(turn, Turn)]:
+        raise TypeError(f"a turn is {odd[0]!r:.60}: make it with Turn(role, text)")
     spoken = [turn.role for turn in turns if turn.role != "system"]
     n_system = len(turns) - len(spoken)
     if n_system > 1 or (n_system and turns[0].role != "system"):
@@ -175,7 +186,7 @@ def pack(encoded: Iterable[Encoded], length: int, vocabulary: Vocabulary) -> Col
     `position_ids` count from 0 in each, so that an example reads as if it stood alone: `as_batch` makes of this what
     no token of another example can be seen through.
 
-    Raises ValueError for no examples, or one longer than `length`.
+    Raises ValueError for no examples, one longer than `length`, or a token id outside the vocabulary.
 
     >>> encoded = [Encoded((1, 7, 2), (False, True, True)), Encoded((1, 2), (False, True))]
     >>> packed = pack(encoded, 6, Vocabulary(9, pad=0))
@@ -217,6 +228,7 @@ def pack(encoded: Iterable[Encoded], length: int, vocabulary: Vocabulary) -> Col
             packed["labels"][b, here[1].start] = IGNORE_INDEX  # else the token before, of another example, predicts it
             packed["document_ids"][here] = number
             packed["position_ids"][here] = torch.arange(len(ids))
+    vocabulary.check_ids(packed["input_ids"])
     return packed
 
 

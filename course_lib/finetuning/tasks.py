@@ -217,26 +217,42 @@ def _bag_of_words() -> object:
 @cache
 def labelled_sentences(split: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
     """Sentences that can stand alone, with the labels of their reviews: those of Rotten Tomatoes, and the first and
-    last of each IMDB review."""
+    last of each IMDB review. What stands in a training review too, as reviewers' formulas do, is left out of any other
+    split."""
     found: dict[str, int] = {}
+    known = _read_in_training(split)
     for review in _clean_reviews(split):
         parts = [review.text] if review.source == "rotten_tomatoes" else sentences(review.text)
         for text in (parts[0], parts[-1]):
-            if len(text.split()) in WORDS:
+            if len(text.split()) in WORDS and normalize(text) not in known:
                 found[normalize(text)] = review.label
     return tuple(found), tuple(found.values())
 
 
 @cache
 def _neighbours(split: str) -> tuple[tuple[str, str], ...]:
-    """Two neighbouring sentences of an IMDB review, the second short enough to be written."""
-    pairs = []
+    """Two neighbouring sentences of an IMDB review, the second short enough to be written; none that stands in a
+    training review too where the split is another."""
+    pairs, known = [], _read_in_training(split)
     for review in _clean_reviews(split):
         parts = sentences(review.text) if review.source == "imdb" else []
         for before, after in zip(parts[:6:2], parts[1:7:2], strict=False):
-            if len(before.split()) in WORDS and len(after.split()) in WORDS:
+            fits = all(len(part.split()) in WORDS and normalize(part) not in known for part in (before, after))
+            if fits and len(sentences(after)) == 1:  # alone, a stretch without capitals may be cut again
                 pairs.append((before, after))
     return tuple(pairs)
+
+
+@cache
+def _read_in_training(split: str) -> frozenset[str]:
+    """The sentences of the training reviews, for every other split."""
+    if split == "train":
+        return frozenset()
+    return frozenset(
+        normalize(part)
+        for review in _clean_reviews("train")
+        for part in ([review.text] if review.source == "rotten_tomatoes" else sentences(review.text))
+    )
 
 
 @cache
