@@ -182,7 +182,7 @@ def _example(task: Task, source: Any, wording: str, draw: int) -> Instruction:
     if task.continues:
         return Instruction(wording, *source)
     if task.repeats:
-        return Instruction(wording, words := _first_words(source, 2 + draw % 11), words)
+        return Instruction(wording, words := _words_to_repeat(source, draw), words)
     return Instruction(wording, _first_words(source, 2 + draw % 4) if task.begins else "", source)
 
 
@@ -258,6 +258,14 @@ def _read_in_training(split: str) -> frozenset[str]:
 @cache
 def _clean_reviews(split: str) -> tuple[Review, ...]:
     return tuple(review for review in reviews_of(split) if not holds_slur(review.text))
+
+
+def _words_to_repeat(text: str, draw: int) -> str:
+    """The first words of a sentence, every other time out of order: who knows what people write can guess the next
+    word of a sentence, and of these must read it."""
+    words = _first_words(text, 2 + draw % 11).split()
+    order = torch.randperm(len(words), generator=seeded(draw)).tolist() if draw // 11 % 2 else range(len(words))
+    return " ".join(words[n] for n in order)
 
 
 def _first_words(text: str, count: int) -> str:

@@ -4,6 +4,7 @@ reviews, and judged on prompts that it has never seen, by rules and by a classif
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -49,13 +50,15 @@ RUN = 8  # words in a row that make a copy
 
 @dataclass(frozen=True)
 class Own:
-    """The second stage: the model writes `count` reviews of each sentiment, and learns from those of whose sentiment a
-    bag of words is as sure as `sure` (rejection sampling, arXiv:2308.01825), beside examples of the other tasks."""
+    """The second stage, in rounds: the model writes `count` reviews of each sentiment, and learns from those of whose
+    sentiment a bag of words is as sure as `sure`, and that copy no run of words from the text of tuning (rejection
+    sampling, arXiv:2308.01825), beside examples of the other tasks."""
 
+    rounds: int = 2
     count: int = 4000
     sure: float = 0.95
     others: dict[str, int] = field(
-        default_factory=lambda: {"classify": 3000, "begin": 12000, "continue": 1500, "repeat": 6000}
+        default_factory=lambda: {"classify": 3000, "begin": 12000, "continue": 1500, "repeat": 8000}
     )
     epochs: int = 3
     rate: float = 1e-3
@@ -69,12 +72,12 @@ class Following:
 
     examples: dict[str, int] = field(
         default_factory=lambda: {
-            "positive": 6000, "negative": 6000, "classify": 8000, "begin": 12000, "continue": 4000, "repeat": 6000,
+            "positive": 6000, "negative": 6000, "classify": 8000, "begin": 12000, "continue": 4000, "repeat": 8000,
         }
     )  # fmt: skip
     strategy: Strategy = field(default_factory=lambda: LoRA(rank=64, alpha=128))
     rate: float = 2e-3
-    epochs: int = 6
+    epochs: int = 5
     batch_size: int = 64
     learn: str = "response"
     clear: float = 0.9
@@ -124,31 +127,34 @@ def follow(decoder: Decoder, how: Following, *, steps: int | None = None) -> Ite
 
 def refine(decoder: Decoder, how: Following) -> Iterator[StepRecord]:
     """The second stage of tuning, a record a step: learn from the best of what the decoder writes itself."""
-    own = [example for name in ("positive", "negative") for example in clear_reviews(decoder, TASKS[name], how)]
-    n_others = len(_made(how.own.others, how, 0))
+    for number in range(how.own.rounds):
+        yield from refine_once(decoder, how, number)
+
+
+def refine_once(decoder: Decoder, how: Following, number: int) -> Iterator[StepRecord]:
+    """One round of it, counted from 0."""
+    seed = 1000 * how.seed + 500 + 100 * number
+    own = [example for name in ("positive", "negative") for example in clear_reviews(decoder, TASKS[name], how, seed)]
+    n_others = len(_made(how.own.others, how, seed))
     steps = how.own.epochs * -(-(len(own) + n_others) // how.batch_size)
-    batches = _batches(lambda epoch: _encoded([*own, *_made(how.own.others, how, 1000 * how.seed + 500 + epoch)]), how)
+    batches = _batches(lambda epoch: _encoded([*own, *_made(how.own.others, how, seed + epoch)]), how)
     rate = Schedule("linear", how.own.rate, steps, warmup=min(20, steps // 5))
     optimizer = make_optimizer(decoder, weight_decay=0.0, betas=(0.9, 0.98))
     yield from train(decoder, batches, steps=steps, rate=rate, optimizer=optimizer)
     decoder.eval()
 
 
-def clear_reviews(decoder: Decoder, task: Task, how: Following) -> list[Instruction]:
+def clear_reviews(decoder: Decoder, task: Task, how: Following, seed: int) -> list[Instruction]:
     """Of the reviews that a decoder writes on demand, those with the sentiment that was asked for, as sure as
     how.own.sure: each once, and none with a run of words that it has copied."""
-    asked = make_examples(task, how.own.count, seed=1000 * how.seed + 999)
-    written = answers(decoder, asked, Sampling(temperature=1.0, top_p=0.95, seed=how.seed))
+    asked = make_examples(task, how.own.count, seed=seed)
+    written = answers(decoder, asked, Sampling(temperature=1.0, top_p=0.95, seed=seed))
     positive_N = sentiment_by_words(written)
     sure_N = positive_N if task.sentiment else 1 - positive_N
-    known, kept = set(labelled_sentences("train")[0]), {}
+    kept: dict[str, Instruction] = {}
     for one, text, sure in zip(asked, written, sure_N, strict=True):
-        if (
-            sure >= how.own.sure
-            and len(text.split()) in WORDS
-            and normalize(text) not in known
-            and not holds_slur(text)
-        ):
+        is_own = len(text.split()) in WORDS and _tuning_runs().isdisjoint(_runs(text))
+        if sure >= how.own.sure and is_own and not holds_slur(text):
             kept.setdefault(normalize(text), Instruction(one.instruction, "", text))
     return list(kept.values())
 
@@ -207,9 +213,8 @@ def assess(
 def originality(written: Sequence[str]) -> tuple[float, float]:
     """The share of the runs of RUN words of written texts that stand in the text of tuning word for word, and the same
     share for as many sentences that people wrote and no model has read: what any reviews have in common."""
-    known = {run for text in labelled_sentences("train")[0] for run in _runs(text)}
     people = [text for label in (0, 1) for text in clear_sentences("test", label, 0.9)[: len(written) // 2]]
-    shares = [np.mean([run in known for text in texts for run in _runs(text)]) for texts in (written, people)]
+    shares = [np.mean([run in _tuning_runs() for text in texts for run in _runs(text)]) for texts in (written, people)]
     return float(shares[0]), float(shares[1])
 
 
@@ -268,6 +273,13 @@ def _add_assessment(record: Record, when: str, decoder: Decoder, count: int, pro
     }
     for metric, value in values.items():
         record.add(name=f"{when}, reviews", seed=0, step=len(reviews), metric=metric, value=value)
+
+
+@cache
+def _tuning_runs() -> frozenset[tuple[str, ...]]:
+    """All runs of words in what a decoder is tuned to write."""
+    texts = [*labelled_sentences("train")[0], *(one.output for one in make_examples(TASKS["continue"], 10**6))]
+    return frozenset(run for text in texts for run in _runs(text))
 
 
 def _runs(text: str) -> list[tuple[str, ...]]:

@@ -7,9 +7,9 @@
 # %% [markdown] name="title"
 # # 04 Practical fine-tuning
 #
-# **Could you defend your result?** A model that was fine-tuned on a few hundred reviews scores 80 %. Was there a test text in the
-# training text? What does a bag of words score? Which texts does it get wrong, and how sure is it then? This chapter takes one task from
-# the raw file to an answer to all of these. Its second half then turns a model that continues text into one that does what it is told.
+# **Could you defend your result?** A model was fine-tuned on a few hundred reviews, and its score looks good. Was there a test text in
+# the training text? What does a bag of words score? Which texts does it get wrong, and how sure is it then? This chapter takes one task
+# from the raw file to an answer to all of these. Its second half then turns a model that continues text into one that does what it is told.
 #
 # You will
 #
@@ -27,7 +27,7 @@
 #
 # **If you build compilers:** so far the parser generator was yours to look at. Now you write a language with it, and ship it. The
 # test suite decides what you may claim, and a test that the grammar was written from proves nothing. The analogy breaks at the word
-# *correct*: a parser accepts or does not, and this program is right in four of five cases and does not know which.
+# *correct*: a parser accepts or does not, and this program is right in most cases and does not know in which.
 
 # %% [markdown] name="words"
 # <details><summary><b>Words used below</b> (unfold when you meet one)</summary>
@@ -51,7 +51,9 @@ import csv
 import hashlib
 import tempfile
 import time
+from collections import Counter
 from dataclasses import replace
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -137,39 +139,48 @@ def labels_of(reviews):
 # %% [markdown] name="data-first"
 # ## 1 Data first
 #
-# The corpus is 25,000 film reviews from IMDB and 8,530 single sentences from Rotten Tomatoes, each labelled by the people who wrote it.
-# Before anything is trained: does a text stand in it twice? The cell compares them as normalised text, so that capitals and spaces make
-# no difference.
+# The corpus is film reviews from IMDB and single sentences from Rotten Tomatoes, each labelled by the people who wrote it. Before
+# anything is trained: does a text stand in it twice? The cell compares them as normalised text, so that capitals and spaces make no
+# difference.
 
 # %% name="count-duplicates"
 with corpus_path().open(encoding="utf-8", newline="") as file:
     raw = [row["text"] for row in csv.DictReader(file)]
-n_distinct = len(load_reviews())
+n_of = Counter(review.source for review in load_reviews())
+n_distinct = n_of.total()
 n_as_written = len(set(raw))
 Markdown(
-    f"{len(raw):,} rows, {n_distinct:,} distinct texts: **{len(raw) - n_distinct} rows are copies** of another one "
+    f"{len(raw):,} rows, {n_distinct:,} distinct texts ({n_of['imdb']:,} reviews and {n_of['rotten_tomatoes']:,} sentences): **{len(raw) - n_distinct} rows are copies** of another one "
     f"({len(raw) - n_as_written} of them to the letter). `load_reviews` keeps each text once, and decides its split by a hash of the "
     "normalised text: whoever adds texts, removes some or shuffles them moves no other text to another side."
 )
 
 # %% [markdown] name="duplicates-question"
-# That is few. In text collected from the web it can be many (arXiv:2107.06499). **Predict.** A classifier that scores some 65 % on
-# sentences that it has not seen is tested on 300 sentences, half of which stand in its training text too, in capitals. What does it
-# score?
+# That is few. In text collected from the web it can be many (arXiv:2107.06499). The cell trains a bag of words on 600 sentences and tests
+# it on 300 others. **Predict.** Half of these 300 are put into its training text as well, in capitals. What does it score then?
+
+# %% name="without-a-leak"
+pool = labelled_sample(SENTENCES["train"], 1200, seed=0)
+test_part, train_part = pool[:300], pool[300:900]
+
+
+def score_with_leak(share):
+    """Accuracy of a bag of words, with this share of the test sentences among its training sentences, in capitals."""
+    copies = test_part[: round(share * len(test_part))]
+    learned = [*texts_of(train_part), *(text.upper() for text in texts_of(copies))]
+    wanted = np.concatenate([labels_of(train_part), labels_of(copies)]).astype(int)
+    return bag_of_words_accuracy(learned, wanted, texts_of(test_part), labels_of(test_part))
+
+
+leaked = {0.0: score_with_leak(0.0)}
+Markdown(f"Without a leak it is right in {leaked[0.0]:.1%}.")
 
 # %% name="predict-duplicates"
 leak_guess = guess_number("Accuracy with half of the test sentences leaked", low=0, high=100, step=1, unit="%")
 display(leak_guess)
 
 # %% name="plant-duplicates"
-pool = labelled_sample(SENTENCES["train"], 1200, seed=0)
-test_part, train_part = pool[:300], pool[300:900]
-leaked = {}
-for share in (0.0, 0.1, 0.25, 0.5):
-    copies = test_part[: round(share * len(test_part))]
-    learned = [*texts_of(train_part), *(text.upper() for text in texts_of(copies))]
-    wanted = np.concatenate([labels_of(train_part), labels_of(copies)]).astype(int)
-    leaked[share] = bag_of_words_accuracy(learned, wanted, texts_of(test_part), labels_of(test_part))
+leaked |= {share: score_with_leak(share) for share in (0.1, 0.25, 0.5)}
 plots.show(
     plots.draw_bars(
         [f"{share:.0%} of the tests leaked" for share in leaked],
@@ -933,9 +944,8 @@ Markdown("\n\n".join(f"```\n{render(one)}\n```" for one in follower_examples))
 
 # %% [markdown] name="template-remark"
 # These three are the kind of request that such courses show. They are here for their form, which `parse` reads back without loss. **A
-# model of five million parameters that has read film reviews can do none of them**, and no fine-tuning on three examples changes that:
-# it knows no French, has seen no code, and nothing in this chapter will pretend otherwise. What it can learn is to do with *reviews*
-# what it is told.
+# small model that has read film reviews can do none of them**, and no fine-tuning on three examples changes that: it knows no French, has
+# seen no code, and nothing in this chapter will pretend otherwise. What it can learn is to do with *reviews* what it is told.
 #
 # **What carries loss?** The model reads the whole row, and is trained on a part of it.
 
@@ -1007,7 +1017,7 @@ compare(
 # in no training example at all: *write a positive review that begins with these words*, two requests at once.
 #
 # Two kinds of judge: **rules** (does it begin with these words? is it one sentence? is the answer one of the two words?), and for the
-# sentiment **a classifier**, MiniLM with an adapter, tuned on 3,000 reviews that were kept for it from the start: no model of this course
+# sentiment **a classifier**, MiniLM with an adapter, tuned on reviews that were kept for it from the start: no model of this course
 # has read them. It errs too, and its error is a part of every figure below.
 
 # %% name="judge-the-judge"
@@ -1357,6 +1367,7 @@ def patient_batch(examples):
     return collated | {"labels": collated["input_ids"].clone()}
 
 
+@cache
 def losses_of_tuning(make_batch, steps=12):
     """The loss that is reported at the end of some steps, and that of the answers alone, in nats per token."""
     model = copy.deepcopy(decoder)
@@ -1608,6 +1619,7 @@ def cured_score(wanted, answers):
 PATIENT_RATE, CURED_RATE = 3e-2, 2e-3
 
 
+@cache
 def share_of_praise(rate, n_seeds=2):
     """Of dev sentences, half of them praise: the share that is called praise after fine-tuning at this rate, on several samples."""
     shares = []
