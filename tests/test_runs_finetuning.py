@@ -20,10 +20,11 @@ from course_lib.evaluation import bag_of_words_predictions, first_tokens, macro_
 from course_lib.finetuning import Instruction, encode, predictions, prompt_of
 from course_lib.finetuning.tasks import TASKS, make_examples
 from course_lib.pretrained import save_model
-from course_lib.runs import FineTune, TunedClassifier, TunedWriter, finetune, load_tuned, outcome, reports
-from course_lib.runs.examples import Text, clean, own_examples, packaged_examples, part_of, read_asked
-from course_lib.runs.finetuning import OF_COURSE, OF_MINILM, OF_WRITER, STRATEGIES
-from course_lib.runs.tuned import NAMED_BASES, load_base
+from course_lib.runs import FineTune, TunedClassifier, TunedWriter, finetune, load_tuned
+from course_lib.runs.finetuning import outcome, reports
+from course_lib.runs.finetuning.examples import Text, clean, own_examples, packaged_examples, part_of, read_asked
+from course_lib.runs.finetuning.run import OF_COURSE, OF_MINILM, OF_WRITER, STRATEGIES
+from course_lib.runs.finetuning.tuned import NAMED_BASES, load_base
 
 TOKENIZER = course_tokenizer()
 

@@ -23,9 +23,9 @@ from course_lib.evaluation import (
     proportion_interval,
 )
 from course_lib.finetuning import Instruction
-from course_lib.runs.examples import Examples
-from course_lib.runs.learning import Learned
-from course_lib.runs.tuned import TunedClassifier
+from course_lib.runs.finetuning.examples import Examples
+from course_lib.runs.finetuning.learning import Learned
+from course_lib.runs.finetuning.tuned import TunedClassifier
 
 RESAMPLES = 1000  # of the bootstrap
 MISTAKES, SAMPLES = 5, 5

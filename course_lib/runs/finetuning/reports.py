@@ -13,8 +13,8 @@ from matplotlib.ticker import MaxNLocator
 from course_lib.evaluation import Interval
 from course_lib.files import write_atomically
 from course_lib.plots import draw_curves, png
-from course_lib.runs.examples import CLASSIFICATION
-from course_lib.runs.tuned import TEMPERATURE, Base, Tuned, save_tuned
+from course_lib.runs.finetuning.examples import CLASSIFICATION
+from course_lib.runs.finetuning.tuned import TEMPERATURE, Base, Tuned, save_tuned
 
 SHOWN = 200  # characters of a text that a report quotes
 LARGEST_TABLE = 10  # classes; of more, the report names the most frequent confusions

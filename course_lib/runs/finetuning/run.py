@@ -13,13 +13,13 @@ from course_lib.finetuning import POOLINGS, FineTuning
 from course_lib.model import Decoder
 from course_lib.peft import LoRA, Strategy
 from course_lib.runs.efficiency import ENCODER_LORA, MINILM, MINILM_LORA, Settings
-from course_lib.runs.examples import CLASSIFICATION, Examples, own_examples, packaged_examples
-from course_lib.runs.learning import Learned, learn_classes, learn_instructions
-from course_lib.runs.outcome import judge_classifier, judge_writer
-from course_lib.runs.reports import Report, write_report
+from course_lib.runs.finetuning.examples import CLASSIFICATION, Examples, own_examples, packaged_examples
+from course_lib.runs.finetuning.learning import Learned, learn_classes, learn_instructions
+from course_lib.runs.finetuning.outcome import judge_classifier, judge_writer
+from course_lib.runs.finetuning.reports import Report, write_report
+from course_lib.runs.finetuning.tuned import SETTINGS, Base, load_base
 from course_lib.runs.strategies import TRIALS
 from course_lib.runs.transfer import PRETRAINED
-from course_lib.runs.tuned import SETTINGS, Base, load_base
 from course_lib.runtime import describe_machine, pick_device
 
 LABELS, TESTS = 100, 500  # of the packaged reviews, where nothing is said

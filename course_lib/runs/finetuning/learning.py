@@ -26,8 +26,8 @@ from course_lib.model import Decoder
 from course_lib.objectives import Batch
 from course_lib.optimizers import make_optimizer
 from course_lib.peft import Applied, Prefix, Strategy, apply, fold
-from course_lib.runs.examples import Examples
-from course_lib.runs.tuned import Base, Tuned, TunedClassifier, TunedWriter
+from course_lib.runs.finetuning.examples import Examples
+from course_lib.runs.finetuning.tuned import Base, Tuned, TunedClassifier, TunedWriter
 from course_lib.runtime import seeded
 from course_lib.schedules import Schedule
 from course_lib.tokenizer import Tokenizer

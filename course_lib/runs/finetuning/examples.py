@@ -13,7 +13,7 @@ from course_lib.data import identity, reviews_of
 from course_lib.evaluation import labelled_sample
 from course_lib.files import read_text
 from course_lib.finetuning import Instruction, prompt_of
-from course_lib.runs.rows import Row, read_rows
+from course_lib.runs.finetuning.rows import Row, read_rows
 
 CLASSIFICATION, INSTRUCTIONS = "classification", "instructions"
 FIELDS = {CLASSIFICATION: ("text", "label"), INSTRUCTIONS: ("instruction", "output")}  # what each kind must have
