@@ -16,7 +16,7 @@ from tiny import tiny
 from torch.nn import functional as F
 
 from course_lib.data import course_tokenizer, identity, normalize, reviews_of
-from course_lib.evaluation import bag_of_words_predictions, first_tokens, macro_f1, proportion_interval
+from course_lib.evaluation import bag_of_words_predictions, first_tokens, proportion_interval
 from course_lib.finetuning import Instruction, encode, predictions, prompt_of
 from course_lib.finetuning.tasks import TASKS, make_examples
 from course_lib.pretrained import save_model
@@ -684,15 +684,6 @@ def test_texts_without_a_word_have_no_bag_of_words_and_the_report_says_so(bases,
     report = finetune(run, tmp_path / "out", device="cpu", progress=lambda line: None)
     assert report.metrics["test"]["bag_of_words"] is None
     assert "| no words to count |" in report.text and "Right where the bag of words" not in report.text
-
-
-def test_the_quick_f1_is_the_librarys():
-    rng = np.random.default_rng(0)
-    for n_classes in (2, 3, 7):
-        labels, given = rng.integers(n_classes, size=(2, 40))
-        wanted = macro_f1(labels, given, n_classes)
-        assert outcome._mean_f1(labels, given, n_classes=n_classes) == pytest.approx(wanted, rel=1e-12)
-    assert outcome._mean_f1(np.array([0, 0]), np.array([0, 0]), n_classes=2) == macro_f1([0, 0], [0, 0], 2) == 0.5
 
 
 def test_a_class_that_is_not_tested_does_not_lower_the_mean_f1():

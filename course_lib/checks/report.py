@@ -173,7 +173,8 @@ def _diagnosed(error: BaseException, function: Callable[..., Any], arguments: di
 
 
 def _shown(value: Any) -> str:
-    text = value if isinstance(value, str) else described(value.tolist() if isinstance(value, Tensor) else value)
+    is_plain = isinstance(value, Tensor) and value.layout == torch.strided and not value.is_meta
+    text = value if isinstance(value, str) else described(value.tolist() if is_plain else value)
     if len(text) <= MOST_SHOWN:
         return text
     size = f" (shape {tuple(value.shape)})" if isinstance(value, Tensor) else ""

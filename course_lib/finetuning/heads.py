@@ -16,7 +16,8 @@ POOLINGS = ("mean", "cls", "last")
 
 def pool(hidden_BTE: Tensor, is_real_BT: Tensor, how: str = "mean") -> Tensor:
     """[B, E]: one vector for each text. "mean" averages over its real tokens, "cls" takes the first of them (which an
-    encoder's special token is), "last" the last, the only one that has seen all of a text in a decoder.
+    encoder's special token is; a decoder's first token has seen nothing of a text), "last" the last, the only one that
+    has seen all of it in a decoder.
 
     Padding changes nothing, on whichever side it stands. Raises ValueError for another pooling, or a text of padding
     alone.
