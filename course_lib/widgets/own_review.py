@@ -11,7 +11,7 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
 
 from course_lib import plots
-from course_lib.evaluation.judging import Judge, Judged, judge_with, judge_with_bag_of_words
+from course_lib.evaluation.explaining import Judge, Judged, judge_with, judge_with_bag_of_words
 from course_lib.plots.theme import BLUE, GREY, INK, PALE, VERMILLION
 from course_lib.widgets.binder import Explorer
 
