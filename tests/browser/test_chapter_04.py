@@ -1,0 +1,59 @@
+"""Chapter 4 as a learner meets it: run whole, its explorers moved by keyboard, a review typed and judged."""
+
+import pytest
+
+CHAPTER = "04"
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+
+REVIEW = "A dull film that nobody needs."
+
+
+def test_run_all_leaves_no_error_in_the_notebook(chapter):
+    assert chapter.output_errors() == []
+    assert [text for text in chapter.banners() if text.strip()] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "shown"), [("threshold", ["Home", "ArrowRight"], "0.025"), ("temperature", ["Home"], "0.00")]
+)
+def test_a_slider_moved_by_keyboard_redraws_its_figure(chapter, name, keys, shown, tmp_path):
+    slider = chapter.slider(name)
+    assert name in slider.name()
+    for key in keys:
+        slider.press(key)
+    chapter.wait_until_idle()
+    assert slider.readout() == shown
+    assert [text for text in chapter.banners() if text.strip()] == []
+    chapter.page.screenshot(path=tmp_path / f"{name}.png")
+
+
+def test_a_review_that_is_typed_is_judged(chapter, tmp_path):
+    page = chapter.page
+    area = page.locator(".widget-textarea textarea").first
+    area.scroll_into_view_if_needed()
+    said = "xpath=ancestor::*[contains(concat(' ', @class, ' '), ' jp-OutputArea-output ')][1]"
+    explorer = area.locator(said)
+    image = explorer.locator("img").first.element_handle()
+    before = page.evaluate("image => image.src", image)
+    area.fill(REVIEW)
+    explorer.get_by_text("The review has changed").wait_for()
+    explorer.get_by_role("button", name="Judge").click()
+    page.wait_for_function("([image, before]) => image.src !== before", arg=[image, before], timeout=60_000)
+    chapter.wait_until_idle()
+    assert "dull" in explorer.inner_text()
+    assert [text for text in chapter.banners() if text.strip()] == []
+    page.screenshot(path=tmp_path / "own-review.png")
+
+
+def test_a_button_writes_on(chapter, tmp_path):
+    page = chapter.page
+    button = page.get_by_role("button", name="write on")
+    button.scroll_into_view_if_needed()
+    button.click()
+    page.get_by_text("Drawn with seed 0").first.wait_for(timeout=60_000)
+    page.screenshot(path=tmp_path / "write-on.png")
+
+
+def test_no_script_error_and_no_request_off_loopback(chapter):
+    assert chapter.faults.script_errors == []
+    assert chapter.faults.requests_off_loopback == []
