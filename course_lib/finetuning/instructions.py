@@ -198,17 +198,7 @@ def pack(encoded: Iterable[Encoded], length: int, vocabulary: Vocabulary) -> Col
         raise ValueError("there is no example to pack: give at least one")
     if len(waiting[0].input_ids) > length:
         raise ValueError(f"an example has {len(waiting[0].input_ids)} tokens and a row {length}: encode with max_len")
-    rows: list[list[Encoded]] = []
-    room: list[int] = []
-    for example in waiting:
-        size = len(example.input_ids)
-        place = next((n for n, left in enumerate(room) if left >= size), None)
-        if place is None:
-            rows.append([])
-            room.append(length)
-            place = len(rows) - 1
-        rows[place].append(example)
-        room[place] -= size
+    rows = _first_fit(waiting, length)
     shape = (len(rows), length)
     packed = {
         "input_ids": torch.full(shape, pad_id),
@@ -230,6 +220,21 @@ def pack(encoded: Iterable[Encoded], length: int, vocabulary: Vocabulary) -> Col
             packed["position_ids"][here] = torch.arange(len(ids))
     vocabulary.check_ids(packed["input_ids"])
     return packed
+
+
+def _first_fit(waiting: Iterable[Encoded], length: int) -> list[list[Encoded]]:
+    """Each example in the first row that has room for it."""
+    rows: list[list[Encoded]] = []
+    room: list[int] = []
+    for example in waiting:
+        size = len(example.input_ids)
+        place = next((n for n, left in enumerate(room) if left >= size), len(rows))
+        if place == len(rows):
+            rows.append([])
+            room.append(length)
+        rows[place].append(example)
+        room[place] -= size
+    return rows
 
 
 def _around_input(example: Instruction) -> tuple[str, str]:
