@@ -23,6 +23,7 @@ from course_lib.finetuning import (
     length_grouped,
 )
 from course_lib.finetuning.tasks import (
+    SENTIMENTS,
     TASKS,
     WORDS,
     Task,
@@ -194,12 +195,29 @@ class Assessed:
         return proportion_interval(int(self.as_asked.sum()), len(self.as_asked))
 
 
+def held_out_prompts(task: Task, count: int) -> list[Instruction]:
+    """Prompts made of test reviews, in wordings that no model has been tuned on."""
+    return make_examples(task, count, split="test", held_out=True, clear=0.0)
+
+
+def exchanged_prompts(task: Task, count: int) -> list[Instruction]:
+    """Requests for a held-out task's sentiment, with words from reviews of the other sentiment to begin with: what is
+    met here as well is owed to the request, and not to the words."""
+    other = TASKS[task.name.replace(SENTIMENTS[task.sentiment], SENTIMENTS[1 - task.sentiment])]
+    pairs = zip(held_out_prompts(task, count), held_out_prompts(other, count), strict=False)
+    return [Instruction(one.instruction, words.input, words.output) for one, words in pairs]
+
+
 def assess(
-    decoder: Decoder, task: Task, count: int, sampling: Sampling = Sampling(), *, judge: Judge | None = None
+    decoder: Decoder,
+    task: Task,
+    asked: Sequence[Instruction],
+    sampling: Sampling = Sampling(),
+    *,
+    judge: Judge | None = None,
 ) -> Assessed:
-    """Let a decoder answer prompts made of test reviews, in wordings that it has not been tuned on, and judge them."""
+    """Let a decoder answer prompts of a task, and judge the answers."""
     judge = judge or load_judge()
-    asked = make_examples(task, count, split="test", held_out=True, clear=0.0)
     written = answers(decoder, asked, sampling)
     obeyed = np.array([task.obeyed(one, text) for one, text in zip(asked, written, strict=True)])
     as_asked = None
@@ -226,8 +244,8 @@ def record_following(
     count: int = 100,
     progress: Callable[[str], None] = print,
 ) -> Path:
-    """Tune the decoder to follow instructions, save its adapter, and write down how it and the decoder before tuning
-    answer `count` prompts of each task. An adapter that is there already is only judged."""
+    """Tune the decoder to follow instructions, save its adapter, and write down how it answers `count` prompts of each
+    task: before tuning, after the first stage, and after both. An adapter that is there already is only judged."""
     how = how or Following()
     about = {"following": asdict(how), "sampling": asdict(Sampling()), "count": count}
     about["decoder_sha256"] = sha256_of(CHECKPOINTS_FOLDER / "decoder" / "model.safetensors")
@@ -236,9 +254,9 @@ def record_following(
     decoder = load_checkpoint("decoder").to(pick_device())
     _add_assessment(record, "before", decoder, count, progress)
     if not (folder / "adapter_config.json").exists():
-        for row in itertools.chain(follow(decoder, how), refine(decoder, how)):
-            if row.step % 100 == 0:
-                progress(f"step {row.step}, loss {row.loss:.3f}")
+        _report(follow(decoder, how), progress)
+        _add_assessment(record, "first stage", decoder, count, progress)
+        _report(refine(decoder, how), progress)
         save_adapter(decoder, folder)
     else:
         load_adapter(decoder, folder)
@@ -253,14 +271,24 @@ def load_follower() -> Decoder:
     return decoder.to(pick_device()).eval()
 
 
+def _report(rows: Iterator[StepRecord], progress: Callable[[str], None]) -> None:
+    for row in rows:
+        if row.step % 100 == 0:
+            progress(f"step {row.step}, loss {row.loss:.3f}")
+
+
 def _add_assessment(record: Record, when: str, decoder: Decoder, count: int, progress: Callable[[str], None]) -> None:
     reviews = []
     for name, task in TASKS.items():
-        done = assess(decoder, task, count)
+        done = assess(decoder, task, held_out_prompts(task, count))
         keys = {"name": f"{when}, {name}", "seed": 0, "step": count}
         record.add(**keys, metric="obeyed", value=done.obeyed.mean())
         if done.as_asked is not None:
             record.add(**keys, metric="as asked", value=done.as_asked.mean())
+        if task.is_held_out:
+            record.add(**keys, metric="both", value=(done.obeyed & done.as_asked).mean())
+            other = assess(decoder, task, exchanged_prompts(task, count))
+            record.add(**keys, metric="as asked, words exchanged", value=other.as_asked.mean())
         progress(f"{when}, {name}: obeyed {done.obeyed.mean():.3f}")
         if task.sentiment is not None and not task.begins:
             reviews += done.written

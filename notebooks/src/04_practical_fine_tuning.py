@@ -16,17 +16,18 @@
 # - plant duplicates across a split, and see what they do to a score;
 # - count how much of a batch is padding, and get rid of it;
 # - choose a head by measuring, stop early, and go back to the best epoch;
-# - see from how many labels on a pre-trained model pays, and where a bag of words catches up;
+# - see how many labels a pre-trained model needs to pay, and how far a bag of words follows it;
 # - measure what fine-tuning makes a model forget;
 # - read the most confident mistakes one by one, move a threshold, and let every model judge a review of yours, token by token;
 # - tune a decoder on instructions, and measure whether it follows them: by rules, and by a judge that shares no text with it.
 #
 # **How to read it.** Run the cells in order with Shift+Enter, or all of them with *Run → Run All Cells*, which takes a few
-# minutes. Where it says *Predict*, commit to a guess before you run on: what it comes to stays folded until you do. A measured
-# number comes from the cell above it, on your machine, or from a recorded run that the text names.
+# minutes. Where it says *Predict*, commit to a guess before you run the next cell, which shows what it comes to. A measured number
+# comes from the cell above it, on your machine, or from a recorded run that the text names.
 #
-# **If you build compilers:** so far the parser generator was yours to look at. Now you write a language with it, and ship it. The
-# test suite decides what you may claim, and a test that the grammar was written from proves nothing. The analogy breaks at the word
+# **If you build compilers:** pre-training gave you the parser generator, and chapters 1 to 3 took it apart. Now you write a language with
+# it, and ship it. The test suite decides what you may claim, and a test case that the grammar was written from proves nothing. The
+# analogy breaks at the word
 # *correct*: a parser accepts or does not, and this program is right in most cases and does not know in which.
 
 # %% [markdown] name="words"
@@ -41,6 +42,8 @@
 # - **Bag of words**: a classifier that knows which words and pairs of words a text has, and not in what order (TF-IDF and a logistic
 #   regression). **From scratch**: the course's encoder with random weights.
 # - **Calibrated**: of the answers given with 80 % confidence, 80 % are right. **ECE**: how far from that, on average.
+# - **Macro F1**: the mean over the classes of F1, the harmonic mean of two shares: of the answers of a class that are right (precision), and
+#   of its texts that are found (recall). **Bootstrap**: an interval from the same texts, drawn again and again with replacement.
 # - **Interval**: where the true value lies in 95 of 100 such measurements. **The source**: the text that this course grew out of.
 # - **Names in the code** end in their axes: `labels_BT` has a row for each text of the batch (B) and a column for each position (T).
 # </details>
@@ -73,7 +76,6 @@ from course_lib.data import (
 )
 from course_lib.evaluation import (
     accuracy,
-    bag_of_words_accuracy,
     bootstrap_interval,
     calibration_error,
     confusion,
@@ -84,7 +86,6 @@ from course_lib.evaluation import (
     most_confident_mistakes,
     paired_comparison,
     proportion_interval,
-    reliability,
 )
 from course_lib.finetuning import (
     ClassificationCollator,
@@ -94,8 +95,10 @@ from course_lib.finetuning import (
     Instruction,
     Padding,
     Seq2SeqCollator,
+    Turn,
     as_batch,
     encode,
+    encode_chat,
     epochs,
     fine_tune,
     length_grouped,
@@ -112,7 +115,7 @@ from course_lib.pretrained import load_checkpoint
 from course_lib.records import Record
 from course_lib.runs import RECORDS_FOLDER, FineTune, finetune, load_tuned, training_rows
 from course_lib.runs.efficiency import METHODS, Efficiency, outcome
-from course_lib.runs.following import MAX_LEN, Following, assess, follow, load_follower
+from course_lib.runs.following import MAX_LEN, Following, assess, follow, held_out_prompts, load_follower
 from course_lib.runs.judging import load_judge
 from course_lib.runs.strategies import minilm
 from course_lib.runtime import pick_device, seeded
@@ -126,6 +129,10 @@ device = pick_device()
 minilm_base, minilm_tokenizer = minilm()
 tokenizer = course_tokenizer()
 SENTENCES = {split: reviews_of(split, "rotten_tomatoes") for split in ("train", "dev", "test")}
+to_learn, to_try = (
+    SENTENCES["train"][:-300],
+    SENTENCES["train"][-300:],
+)  # the last ones are for comparing; the test waits
 
 
 def texts_of(reviews):
@@ -160,33 +167,35 @@ Markdown(
 # it on 300 others. **Predict.** Half of these 300 are put into its training text as well, in capitals. What does it score then?
 
 # %% name="without-a-leak"
-pool = labelled_sample(SENTENCES["train"], 1200, seed=0)
+pool = labelled_sample(to_learn, 1200, seed=0)
 test_part, train_part = pool[:300], pool[300:900]
 
 
-def score_with_leak(share):
-    """Accuracy of a bag of words, with this share of the test sentences among its training sentences, in capitals."""
-    copies = test_part[: round(share * len(test_part))]
+def right_with_leak(share):
+    """Which test sentences a bag of words gets right, the leaked first, with this share of them among its training
+    sentences, in capitals."""
+    tests = [test_part[n] for n in torch.randperm(len(test_part), generator=seeded(0)).tolist()]
+    copies = tests[: round(share * len(tests))]
     learned = [*texts_of(train_part), *(text.upper() for text in texts_of(copies))]
     wanted = np.concatenate([labels_of(train_part), labels_of(copies)]).astype(int)
-    return bag_of_words_accuracy(learned, wanted, texts_of(test_part), labels_of(test_part))
+    return fit_bag_of_words(learned, wanted).predict(texts_of(tests)) == labels_of(tests)
 
 
-leaked = {0.0: score_with_leak(0.0)}
-Markdown(f"Without a leak it is right in {leaked[0.0]:.1%}.")
+leaked = {0.0: right_with_leak(0.0)}
+Markdown(f"Without a leak it is right in {leaked[0.0].mean():.1%}.")
 
 # %% name="predict-duplicates"
 leak_guess = guess_number("Accuracy with half of the test sentences leaked", low=0, high=100, step=1, unit="%")
 display(leak_guess)
 
 # %% name="plant-duplicates"
-leaked |= {share: score_with_leak(share) for share in (0.1, 0.25, 0.5)}
+leaked |= {share: right_with_leak(share) for share in (0.1, 0.25, 0.5)}
+shares_right = {share: proportion_interval(int(right.sum()), len(right)) for share, right in leaked.items()}
 plots.show(
     plots.draw_bars(
         [f"{share:.0%} of the tests leaked" for share in leaked],
-        [100 * value for value in leaked.values()],
-        *zip(*((100 * i.low, 100 * i.high) for value in leaked.values()
-               for i in [proportion_interval(round(300 * value), 300)]), strict=True),
+        *zip(*((100 * i.value, 100 * i.low, 100 * i.high) for i in shares_right.values()), strict=True),
+        references={"chance": 50},
         xlabel="accuracy of a bag of words on 300 sentences, %, with 95 % intervals",
         number="{:.1f}",
     ),
@@ -196,10 +205,10 @@ plots.show(
 # %% name="compare-duplicates" jupyter={"source_hidden": true}
 compare(
     leak_guess,
-    f"{100 * leaked[0.5]:.1f} %, and without the leak {100 * leaked[0.0]:.1f} %. A text that was learned by heart is judged rightly nearly "
-    "always, so the score is a mixture of what the classifier knows and what it has been told. Nothing in training looks suspicious, and "
-    "the copies are not equal as strings: a split must compare what a reader would call the same text.",
-    100 * leaked[0.5],
+    f"{leaked[0.5].mean():.1%}, and without the leak {leaked[0.0].mean():.1%}. Of the half that was leaked it gets {leaked[0.5][:150].mean():.0%} "
+    f"right, of the other half {leaked[0.5][150:].mean():.0%}: the score is a mixture of what the classifier knows and what it has been told. "
+    "Nothing in training looks suspicious, and the copies are not equal as strings: a split must compare what a reader would call the same text.",
+    100 * leaked[0.5].mean(),
     near=4,
 )
 
@@ -254,25 +263,41 @@ plots.show(
 
 # %% [markdown] name="padding-timed"
 # Padding is not only wasted, it takes time: the cell trains the course's encoder for one epoch on some of these texts in each of
-# the three ways.
+# the three ways. (One run of each: mind that another program on your machine may disturb it.)
 
 # %% name="time-padding"
 few = mixed[:224]
-speeds = {}
+speeds, real_shares = {}, {}
 HOW = {
     "padded to the maximum": {"pad_to_most": True},
     "dynamic padding": {},
     "length grouping": {"length_grouped": True},
 }
-for name, options in tqdm(HOW.items()):
+
+
+def one_epoch(reviews, **options):
+    """What one epoch on some reviews read, and its seconds."""
     how = FineTuning(epochs=1, head_first=False, max_tokens=LONGEST, **options)
-    began = time.perf_counter()
-    (only,) = epochs(Classifier(load_checkpoint("encoder")).to(device), texts_of(few), labels_of(few), tokenizer, how)
-    speeds[name] = (only.tokens - only.padding) / (time.perf_counter() - began)
+    model, began = Classifier(load_checkpoint("encoder")).to(device), time.perf_counter()
+    (only,) = epochs(model, texts_of(reviews), labels_of(reviews), tokenizer, how)
+    return only, time.perf_counter() - began
+
+
+one_epoch(few[:32])  # the first steps of a process are slow: not measured
+for name, options in tqdm(HOW.items()):
+    only, seconds = one_epoch(few, **options)
+    speeds[name], real_shares[name] = (only.tokens - only.padding) / seconds, 1 - only.padding / only.tokens
 slowest = speeds["padded to the maximum"]
-table(
-    ["batches", "padding", "real tokens a second, as a multiple of the first row"],
-    [[name, f"{padded[name]:.0%}", f"{speed / slowest:.1f}"] for name, speed in speeds.items()],
+display(
+    table(
+        ["batches", "padding", "real tokens a second, as a multiple of the first row"],
+        [[name, f"{1 - real_shares[name]:.0%}", f"{speed / slowest:.1f}"] for name, speed in speeds.items()],
+    )
+)
+at_most = np.mean([size == LONGEST for part in sizes.values() for size in part])
+Markdown(
+    f"{at_most:.0%} of the texts are as long as is allowed. In a batch of 16 drawn at random there is nearly always one of them, and then "
+    "padding to the longest of the batch is padding to the maximum. Only texts of like length together make short batches."
 )
 
 # %% [markdown] name="head"
@@ -280,18 +305,18 @@ table(
 #
 # A transformer gives a vector for every token, and a classifier needs one for the text. Three ways to pool are common: the first token
 # (`[CLS]` in BERT), the last (the only one that has seen everything in a decoder), and the mean of all. On top comes a linear layer, or
-# a dense layer with tanh and then a linear one, as in BERT and in the source. The width is read from the model: nothing here says 768.
+# a dense layer with tanh and then a linear one, as in BERT and in the source. (The source writes 768 for a model's width. `Classifier` reads
+# it from the model: MiniLM's is another.)
 #
-# **Predict.** MiniLM, fine-tuned on 100 sentences. Its makers averaged over all tokens when they trained it to compare sentences. Which
-# pooling is best?
+# **Predict.** MiniLM, fine-tuned on 100 sentences, and compared on 300 training sentences that are kept aside. The test is for the end.
+# Which pooling is best?
 
 # %% name="predict-pooling"
 pooling_guess = guess("The best of the three", ["mean", "[CLS]", "last token", "all within 3 points"])
 display(pooling_guess)
 
 # %% name="fine-tune-minilm"
-hundred, learned = (labelled_sample(SENTENCES["train"], count, seed=0) for count in (100, 300))
-live_tests = SENTENCES["test"][:300]
+hundred, learned = (labelled_sample(to_learn, count, seed=0) for count in (100, 300))
 LIVE = FineTuning(rate=1e-4, epochs=5, head_first=False, length_grouped=True)
 
 
@@ -303,9 +328,9 @@ def on_minilm(learned, how=LIVE, **head):
     return classifier
 
 
-def is_right(classifier, tests):
-    given = predictions(classifier, texts_of(tests), minilm_tokenizer).argmax(1)
-    return given == labels_of(tests)
+def is_right(classifier, reviews):
+    given = predictions(classifier, texts_of(reviews), minilm_tokenizer).argmax(1)
+    return given == labels_of(reviews)
 
 
 # %% name="compare-poolings"
@@ -315,7 +340,7 @@ HEADS = {
     "last token": {"pooling": "last"},
     "mean, dense and tanh": {"inner": "tanh"},
 }
-by_head = {name: is_right(on_minilm(hundred, **options), live_tests) for name, options in tqdm(HEADS.items())}
+by_head = {name: is_right(on_minilm(hundred, **options), to_try) for name, options in tqdm(HEADS.items())}
 shares_of_heads = {name: proportion_interval(int(right.sum()), len(right)) for name, right in by_head.items()}
 plots.show(
     plots.draw_bars(
@@ -323,6 +348,7 @@ plots.show(
         [100 * s.value for s in shares_of_heads.values()],
         [100 * s.low for s in shares_of_heads.values()],
         [100 * s.high for s in shares_of_heads.values()],
+        references={"chance": 50},
         xlabel="accuracy on 300 sentences after 100 labels, %, with 95 % intervals",
         number="{:.1f}",
     ),
@@ -333,19 +359,23 @@ plots.show(
 three = {name: 100 * shares_of_heads[name].value for name in ("mean", "[CLS]", "last token")}
 best_head = max(three, key=three.get)
 apart_by = max(three.values()) - min(three.values())
-pair = paired_comparison(by_head[best_head], by_head[min(three, key=three.get)])
+beside_mean = {name: paired_comparison(by_head["mean"], right) for name, right in by_head.items() if name != "mean"}
 compare(
     pooling_guess,
-    f"{', '.join(f'{name} {value:.1f} %' for name, value in three.items())}. The best and the worst lie {apart_by:.1f} points apart on the "
-    f"same 300 sentences; one is right and the other wrong on {pair.only_a + pair.only_b} of them, and a difference as large would come "
-    f"from luck alone with probability {pair.p_value:.2g}. The dense layer with tanh comes to {100 * shares_of_heads['mean, dense and tanh'].value:.1f} %. "
-    "One sample of 100 sentences decides little: before you believe a ranking of heads, repeat it on other samples.",
+    f"{', '.join(f'{name} {value:.1f} %' for name, value in three.items())}. The mean, which MiniLM's makers used when they trained it to compare "
+    "sentences, less each of the others, in points: "
+    + "; ".join(
+        f"{name} {100 * d.value:+.1f} ({100 * d.low:+.1f} to {100 * d.high:+.1f})"
+        for name, d in ((name, pair.difference) for name, pair in beside_mean.items())
+    )
+    + ". These intervals know of 300 sentences, and of one sample of 100 labels: before you believe a ranking of heads, repeat it on other samples.",
     "all within 3 points" if apart_by <= 3 else best_head,
 )
 
 # %% [markdown] name="curves"
 # **When to stop.** With few labels a model soon knows its training texts by heart. The cell trains on 300 sentences and looks at
-# sentences of the dev split after every epoch; behind the last one the classifier is what it was after its best epoch.
+# sentences of the dev split after every epoch; at the end the classifier is what it was after its best epoch. (A step is one batch of 16
+# sentences, so its loss jumps with what they are.)
 
 # %% name="train-with-curves"
 classifier = Classifier(copy.deepcopy(minilm_base)).to(device)
@@ -366,6 +396,7 @@ plots.show(
             "dev sentences": ([e.number for e in seen], [e.held_out for e in seen]),
         },
         {"the best epoch": ([best_epoch.number], [best_epoch.held_out])},
+        references={"ln 2: says one half to everything": np.log(2)},
         xlabel="epoch",
         ylabel="nats a text",
         kinds=None,
@@ -380,12 +411,14 @@ Markdown(
     f"It stopped after epoch {last_epoch.number}, with {last_epoch.loss:.3f} nats on its training texts and "
     f"{last_epoch.held_out:.3f} on dev sentences ({last_epoch.accuracy:.1%} right). "
     + (
-        "The loss rises while the accuracy hardly changes: the model does not get more answers wrong, it gets more sure of its wrong ones. "
+        "The loss rises while the accuracy hardly changes: the model does not get more answers wrong, it gets more sure of its wrong ones. That is "
+        "why the loss chooses: it sees what the model claims of every text, while accuracy on a few hundred texts moves in steps of luck. "
         if last_epoch.held_out > best_epoch.held_out and abs(last_epoch.accuracy - best_epoch.accuracy) < 0.03
         else ""
     )
-    + "What was trained since the best epoch is thrown away: the classifier below is that of the best one. That choice was made on dev "
-    "sentences, so their figures flatter it a little; the test sentences have not been looked at yet."
+    + f"What was trained since the best epoch is thrown away: the classifier below is that of the best one. That choice was made on "
+    f"{len(SENTENCES['dev'])} dev sentences, so their figures flatter it a little, and a choice on so few is a weak one; the test sentences have "
+    "not been looked at yet."
 )
 
 # %% [markdown] name="efficiency"
@@ -473,14 +506,19 @@ from_scratch = {
 compare(
     crossing_guess,
     f"MiniLM fine-tuned less bag of words, in points: {lead}. A review of a hundred words repeats its verdict in many of them, so counting "
-    "goes far; a sentence says it once, and often in words that were in no training sentence. The model from random weights is behind the "
-    f"bag of words up to {from_scratch['imdb']:,} labelled reviews: the transformer as such is no advantage with few labels, what it has read is.",
+    "goes far; a sentence says it once, and often in words that were in no training sentence. "
+    + (
+        f"The model from random weights is behind the bag of words up to {from_scratch['imdb']:,} labelled reviews: the transformer as such is no "
+        "advantage with few labels, what it has read is."
+        if from_scratch["imdb"]
+        else "The model from random weights is nowhere behind the bag of words."
+    ),
     "whole reviews (IMDB)" if closer == "imdb" else "single sentences (Rotten Tomatoes)",
 )  # fmt: skip
 
 # %% [markdown] name="longer-texts"
-# **Where do the curves cross?** Every method gets the same stretch of text, and it was cut at 126 tokens. Give both twice as much, and
-# the bag of words gains too. The table asks the question for each number of labels.
+# **Do the curves cross?** Every method gets the same stretch of text, and it was cut at 126 tokens. Give both twice as much, and the bag of
+# words gains too. The table asks who is ahead, for each number of labels.
 
 # %% name="read-longer" jupyter={"source_hidden": true}
 PAIRS = {
@@ -531,7 +569,8 @@ head_guess = guess(
 display(head_guess)
 
 # %% name="run-head-first"
-first = is_right(on_minilm(hundred, replace(LIVE, head_first=True, head_strength=0.005)), live_tests)
+# head_strength is scikit-learn's C of that fit: the smaller, the shorter the weights
+first = is_right(on_minilm(hundred, replace(LIVE, head_first=True, head_strength=0.005)), to_try)
 together = by_head["mean"]
 pair = paired_comparison(first, together)
 table(
@@ -578,8 +617,8 @@ for rate in tqdm(RATES):
     tuned[rate] = Classifier(load_checkpoint("encoder")).to(device)
     fine_tune(tuned[rate], texts_of(hundred), labels_of(hundred), tokenizer, FineTuning(rate=rate, head_strength=0.005))
     forgotten[rate] = held_out_loss(tuned[rate].body, masked_batches)
-    given = predictions(tuned[rate], texts_of(live_tests), tokenizer).argmax(1)
-    right_at[rate] = accuracy(labels_of(live_tests), given)
+    given = predictions(tuned[rate], texts_of(to_try), tokenizer).argmax(1)
+    right_at[rate] = accuracy(labels_of(to_try), given)
 plots.show(
     plots.draw_curves(
         {"after fine-tuning": (list(forgotten), list(forgotten.values()))},
@@ -594,19 +633,20 @@ plots.show(
 
 # %% name="compare-forgetting" jupyter={"source_hidden": true}
 rise = {rate: value - before for rate, value in forgotten.items()}
-best_rate = max(right_at, key=right_at.get)
+best_rate, kept = max(right_at, key=right_at.get), min(rise, key=rise.get)
+shares_at = lambda rate: proportion_interval(round(right_at[rate] * len(to_try)), len(to_try))
 display(
     table(
         ["rate", "accuracy on 300 sentences, %", "nats per masked token", "rise"],
-        [[f"{r:.0e}", f"{100 * right_at[r]:.1f}", f"{forgotten[r]:.2f}", f"{rise[r]:+.2f}"] for r in RATES],
+        [[f"{r:.0e}", f"{100 * shares_at(r):.1f}", f"{forgotten[r]:.2f}", f"{rise[r]:+.2f}"] for r in RATES],
     )
 )
 compare(
     forget_guess,
     f"It rises by {rise[1e-3]:.2f} nats, from {before:.2f} to {forgotten[1e-3]:.2f}. At the smallest rate it rises by {rise[min(RATES)]:.2f}, at "
-    f"the largest by {rise[max(RATES)]:.2f}. The best accuracy of these rates is that of {best_rate:.0e} "
-    f"({100 * right_at[best_rate]:.1f} %; each with an interval of some five points either way). Accuracy does not show what is lost: a rate "
-    "well above the best one may cost little of the task and much of what the model knew.",
+    f"the largest by {rise[max(RATES)]:.2f}. The best accuracy of these rates is that of {best_rate:.0e}: {shares_at(best_rate):.1%}. "
+    f"{'The same rate' if best_rate == kept else f'The lowest loss on masked words is that of {kept:.0e}: the task prefers another rate, which'} "
+    f"costs {rise[best_rate]:.2f} nats of what the model knew. The task's accuracy does not show that price; whoever wants both must measure both.",
     "stays the same"
     if rise[1e-3] < 0.1
     else "rises by less than 1 nat"
@@ -625,9 +665,11 @@ while_on = held_out_loss(lora_model.body, masked_batches)
 switch(lora_model, None)
 switched_off = held_out_loss(lora_model.body, masked_batches)
 switch(lora_model, "default")
+lora_right = int((predictions(lora_model, texts_of(to_try), tokenizer).argmax(1) == labels_of(to_try)).sum())
 Markdown(
     f"Before {before:.6f} nats, with the update {while_on:.6f}, switched off {switched_off:.6f}: "
-    f"{'the same to the bit' if switched_off == before else 'not the same'}."
+    f"{'the same to the bit' if switched_off == before else 'not the same'}. With the update it is right on "
+    f"{proportion_interval(lora_right, len(to_try)):.1%} of the 300 sentences."
 )
 
 # %% [markdown] name="beyond-accuracy"
@@ -673,27 +715,37 @@ Markdown(
 )
 
 # %% [markdown] name="calibration-question"
-# **How sure is it?** Of the answers that a model gives with 90 % confidence, nine in ten should be right. **Predict.** MiniLM after
-# fine-tuning: are its answers righter than it claims, or less right?
+# **How sure is it?** Of the answers that a model gives with 90 % confidence, nine in ten should be right. **Predict.** MiniLM, fine-tuned on
+# these 300 sentences: is it right more often than it claims, or less often?
 
 # %% name="predict-calibration"
 sure_guess = guess(
-    "Among its most confident answers, MiniLM is right",
+    "Over all its answers, MiniLM is right",
     ["more often than it claims", "less often than it claims", "as often as it claims"],
 )
 display(sure_guess)
 
+
 # %% name="draw-reliability"
-BINS = 10
-found = {
-    name: reliability(p, wanted, BINS) for name, p in (("MiniLM", probabilities), ("bag of words", words_probabilities))
-}
-solid = {name: r.count_K >= 10 for name, r in found.items()}
+def by_confidence(shares, parts=5):
+    """Fifths of the answers, from the least sure to the surest: mean confidence, and the share that is right."""
+    sureness, right = shares.max(1), shares.argmax(1) == wanted
+    fifths = np.array_split(sureness.argsort(kind="stable"), parts)
+    found = [proportion_interval(int(right[fifth].sum()), len(fifth)) for fifth in fifths]
+    return plots.Series(
+        [float(sureness[fifth].mean()) for fifth in fifths],
+        *zip(*((i.value, i.low, i.high) for i in found), strict=True),
+    )
+
+
 plots.show(
     plots.draw_curves(
-        {name: (r.confidence_K[solid[name]], r.accuracy_K[solid[name]]) for name, r in found.items()}
-        | {"perfectly calibrated": ([0.5, 1.0], [0.5, 1.0])},
-        xlabel="confidence of the answer (mean of a bin with at least 10 answers)",
+        {
+            "MiniLM": by_confidence(probabilities),
+            "bag of words": by_confidence(words_probabilities),
+            "perfectly calibrated": ([0.5, 1.0], [0.5, 1.0]),
+        },
+        xlabel="confidence of the answer, mean over a fifth of the test sentences",
         ylabel="share of right answers",
         kinds=None,
     ),
@@ -701,27 +753,64 @@ plots.show(
 )
 
 # %% name="compare-calibration" jupyter={"source_hidden": true}
-sureness = probabilities.max(1)
-confident = sureness >= np.quantile(sureness, 0.8)
-claimed = float(sureness[confident].mean())
-true = float((given == wanted)[confident].mean())
-interval = proportion_interval(int((given == wanted)[confident].sum()), int(confident.sum()))
+claimed, is_right_of = float(probabilities.max(1).mean()), scores["MiniLM"][0]
+words_claimed, words_right = float(words_probabilities.max(1).mean()), scores["bag of words"][0]
+
+
+def verdict(claims, interval):
+    if interval.holds(claims):
+        return "as often as it claims"
+    return "more often than it claims" if interval.value > claims else "less often than it claims"
+
+
 compare(
     sure_guess,
-    f"Of the fifth of its answers that it is most sure of ({confident.sum()}), it claims {claimed:.1%} on average and is right in {interval:.1%}. "
-    f"Over all answers its confidence is off by {scores['MiniLM'][2]:.1%} on average (ECE), the bag of words' by {scores['bag of words'][2]:.1%}"
-    + (
-        ", which is the other way round: it is right more often than it dares to say."
-        if words_probabilities.max(1).mean() < (words_given == wanted).mean()
-        else "."
-    )
-    + " The confidence of a model that was fine-tuned on few labels is a number that training has pushed, not a frequency that anybody has counted.",
-    "as often as it claims"
-    if interval.holds(claimed)
-    else "more often than it claims"
-    if true > claimed
-    else "less often than it claims",
+    f"It claims {claimed:.1%} on average and is right in {is_right_of:.1%}; the surest answer of all claims {probabilities.max():.1%}. "
+    f"Its confidence is off by {scores['MiniLM'][2]:.1%} on average (ECE). The bag of words claims {words_claimed:.1%} and is right in "
+    f"{words_right:.1%}: {verdict(words_claimed, words_right)}. The confidence of a model that was fine-tuned on few labels is a number that "
+    "training has pushed as far as it went, not a frequency that anybody has counted.",
+    verdict(claimed, is_right_of),
 )
+
+# %% [markdown] name="temperature-scaling"
+# **Count it, then.** One number repairs most of it: divide the logits by a temperature, fitted on dev sentences (arXiv:1706.04599). No answer
+# changes; only how sure it is.
+
+# %% name="scale-by-temperature"
+dev_probabilities = predictions(classifier, *map(list, held_out[:1]), minilm_tokenizer)
+words_on_dev = words_model.predict_proba(held_out[0])
+TEMPERATURES = np.geomspace(0.05, 10, 200)
+
+
+def softened(shares, temperature):
+    """Probabilities [N, C] after the logits were divided by a temperature."""
+    powered = np.maximum(shares, 1e-12).astype(np.float64) ** (1 / temperature)
+    return powered / powered.sum(1, keepdims=True)
+
+
+def fitted_temperature(shares, labels):
+    """The one with the lowest loss on these labels."""
+    rows = np.arange(len(labels))
+    return min(TEMPERATURES, key=lambda t: -np.log(softened(shares, t)[rows, labels]).mean())
+
+
+rows = []
+for name, shares, dev_shares in (
+    ("MiniLM", probabilities, dev_probabilities),
+    ("bag of words", words_probabilities, words_on_dev),
+):
+    temperature = fitted_temperature(dev_shares, held_out[1])
+    after = softened(shares, temperature)
+    rows.append(
+        [
+            name,
+            f"{temperature:.2f}",
+            f"{calibration_error(shares, wanted):.3f}",
+            f"{calibration_error(after, wanted):.3f}",
+            f"{(after.argmax(1) != shares.argmax(1)).sum()}",
+        ]
+    )
+table(["", "temperature", "ECE before", "ECE after", "answers that change"], rows)
 
 # %% [markdown] name="mistakes"
 # **Read the mistakes.** The five that it was most sure of. For each: is the model wrong, is the label, or can nobody tell?
@@ -741,6 +830,18 @@ table(
 threshold_box = threshold_explorer(probabilities[:, 1], wanted)
 display(threshold_box)
 
+# %% name="where-the-threshold-lies" jupyter={"source_hidden": true}
+steps = np.linspace(0, 1, 201)
+called = probabilities[:, 1] >= steps[:, None]
+costs = (5 * (called & (wanted == 0)) + (~called & (wanted == 1))).mean(1)
+best_step = steps[costs.argmin()]
+Markdown(
+    f"<details><summary>Where you might have put it</summary>\n\nAt 5 to 1 the lowest cost on these sentences is {costs.min():.3f} a sentence, at "
+    f"{best_step:.3f}; one half costs {costs[100]:.3f}. If the probabilities were frequencies, it would be at 5/6: a sentence belongs on the poster "
+    "where five times the chance that it damns is less than the chance that it praises. How far the two lie apart is calibration once more. "
+    "(Chosen on the test sentences, as this is a game; a product would choose on dev sentences.)\n</details>"
+)
+
 # %% [markdown] name="own-review"
 # ## 6 Your own text
 #
@@ -751,9 +852,17 @@ display(threshold_box)
 # **Move.** Can you write a review that every reader understands as praise and every model as the opposite?
 
 # %% name="explore-own-review"
-MODELS = {
+encoder_classifier = Classifier(load_checkpoint("encoder")).to(device)
+fine_tune(
+    encoder_classifier,
+    texts_of(learned),
+    labels_of(learned),
+    tokenizer,
+    FineTuning(rate=3e-4, epochs=4, head_strength=0.005),
+)
+MODELS = {  # all three have learned from the same 300 sentences
     "bag of words": judge_with_bag_of_words(words_model, tokenizer),
-    "encoder": judge_with(tuned[1e-4], tokenizer),
+    "encoder": judge_with(encoder_classifier, tokenizer),
     "MiniLM": judge_with(classifier, minilm_tokenizer),
 }
 OWN = "I expected a dull film, and it was anything but that: not one boring minute."
@@ -794,8 +903,8 @@ hits = {name: sum(row[2 + k].endswith("✓") for row in rows) for k, name in enu
 Markdown(
     "Right: "
     + ", ".join(f"{name} {n} of 6" for name, n in hits.items())
-    + ". Six sentences prove nothing: with six of six, the 95 % "
-    f"interval still begins at {proportion_interval(6, 6).low:.0%}."
+    + ". Read how sure the wrong ones are: nothing in a probability says that a text is of another field. And six sentences prove nothing: with "
+    f"six of six, the 95 % interval still begins at {proportion_interval(6, 6).low:.0%}."
 )
 
 # %% [markdown] name="own-csv"
@@ -814,14 +923,18 @@ folder = Path(tempfile.mkdtemp())
 with (folder / "mine.csv").open("w", encoding="utf-8", newline="") as file:
     writer = csv.writer(file)
     writer.writerow(["text", "label"])
-    writer.writerows(
-        [r.text, "praises" if r.label else "damns"] for r in labelled_sample(SENTENCES["train"], 200, seed=3)
-    )
-own_run = FineTune(data=str(folder / "mine.csv"), base="encoder", epochs=3)
+    writer.writerows([r.text, "praises" if r.label else "damns"] for r in labelled_sample(to_learn, 800, seed=3))
+own_run = FineTune(data=str(folder / "mine.csv"), base="encoder", epochs=2)
 own_report = finetune(own_run, folder / "model", progress=lambda line: None)
 (answer,) = load_tuned(folder / "model").predict(["A film that nobody needs."])
 Markdown(
-    f"**From the report.** {own_report.text.split('## ')[1]}\n\n*A film that nobody needs*: {answer.label}, {answer.probability:.0%}."
+    f"**From the report.** {own_report.text.split('## ')[1]}\n\nAnd one sentence, *A film that nobody needs*: {answer.label}, "
+    f"{answer.probability:.0%}. "
+    + (
+        "Right, which says little about the next one."
+        if answer.label == "damns"
+        else "Wrong: no word of it damns, and what it says between the words is what a model of this size sees last."
+    )
 )
 
 # %% [markdown] name="sequence-to-sequence"
@@ -899,33 +1012,30 @@ def written_class(texts):
     return torch.cat(answers).numpy()
 
 
-as_text = proportion_interval(
-    int((written_class(texts_of(live_tests)) == labels_of(live_tests)).sum()), len(live_tests)
+as_text = written_class(texts_of(to_try)) == labels_of(to_try)
+as_class = predictions(encoder_classifier, texts_of(to_try), tokenizer).argmax(1) == labels_of(to_try)
+display(
+    plots.show(
+        plots.draw_curves(
+            {"training": (range(1, n_steps + 1), curve_of_pairs)},
+            xlabel="step",
+            ylabel="nats a target token",
+            kinds=None,
+        ),
+        alt="Training loss of the encoder-decoder, step by step.",
+    )
 )
-encoder_head = Classifier(load_checkpoint("encoder")).to(device)
-fine_tune(
-    encoder_head,
-    texts_of(learned),
-    labels_of(learned),
-    tokenizer,
-    FineTuning(rate=3e-4, epochs=PASSES, head_strength=0.005),
-)
-as_class = predictions(encoder_head, texts_of(live_tests), tokenizer).argmax(1) == labels_of(live_tests)
-table(
-    ["300 labels, the course's encoder on both sides", "accuracy on 300 sentences"],
-    [
-        ["answers with a word (encoder-decoder)", f"{as_text:.3f}"],
-        [
-            "answers with a class (a head on the encoder)",
-            f"{proportion_interval(int(as_class.sum()), len(as_class)):.3f}",
-        ],
-    ],
+word_or_class = paired_comparison(as_text, as_class)
+Markdown(
+    f"On the same 300 sentences: an answer in a word (encoder-decoder) is right in {as_text.mean():.1%}, one in a class (a head on the encoder, from "
+    f"section 6) in {as_class.mean():.1%}. The difference is {100 * word_or_class.difference.value:+.1f} points, 95 % interval "
+    f"{100 * word_or_class.difference.low:+.1f} to {100 * word_or_class.difference.high:+.1f}."
 )
 
 # %% [markdown] name="text-to-text-cost"
 # The word takes more than the class: a second stack of layers, and a way from one side to the other that has to be learned from the same
-# 300 sentences. Whether it costs accuracy the table says (mind the intervals). What it buys is that the next task needs no new head. That
-# idea, without the encoder, is the rest of this chapter.
+# 300 sentences. Where it pays is with many tasks, since a word needs no head of its own: the rest of this chapter has six of them in one
+# model, without an encoder.
 
 # %% [markdown] name="instructions"
 # ## 8 Instructions: what is read, what is learned
@@ -949,18 +1059,41 @@ Markdown("\n\n".join(f"```\n{render(one)}\n```" for one in follower_examples))
 #
 # **What carries loss?** The model reads the whole row, and is trained on a part of it.
 
+
 # %% name="draw-response-mask"
+def tokens_and_roles(encoded):
+    """An encoded example's tokens, and what each is for."""
+    special = (tokenizer.vocabulary.bos, tokenizer.vocabulary.eos)
+    pairs = zip(encoded.input_ids, encoded.completion_mask, strict=True)
+    roles = ["target" if is_learned else "special" if i in special else "context" for i, is_learned in pairs]
+    return [tokenizer.token(i).replace("\n", "⏎") for i in encoded.input_ids], roles
+
+
 shown = encode(Instruction("Classify the review.", "a tender, funny film", "positive"), tokenizer)
-roles = [
-    "target" if learned_here else "special" if i in (tokenizer.vocabulary.bos, tokenizer.vocabulary.eos) else "context"
-    for i, learned_here in zip(shown.input_ids, shown.completion_mask, strict=True)
-]
 plots.show(
-    plots.draw_token_rows(
-        [plots.TokenRow("row", [tokenizer.token(i).replace("\n", "⏎") for i in shown.input_ids], roles)]
-    ),
+    plots.draw_token_rows([plots.TokenRow("row", *tokens_and_roles(shown))]),
     alt="The tokens of an instruction: only those of the answer and the end of the text are to be predicted.",
 )  # fmt: skip
+
+# %% [markdown] name="chat-remark"
+# **Several turns.** A conversation is the same template, repeated: every answer of the assistant carries loss, with the end of text behind
+# it, and all that others said is read only. Chat models ship such a form of their own, a *chat template*, and understand no other: who
+# fine-tunes one has to use it to the letter.
+
+# %% name="draw-chat-mask"
+chat = encode_chat(
+    [
+        Turn("user", "Classify the review.\na tender, funny film"),
+        Turn("assistant", "positive"),
+        Turn("user", "And this?\ndull"),
+        Turn("assistant", "negative"),
+    ],
+    tokenizer,
+)
+plots.show(
+    plots.draw_token_rows([plots.TokenRow("row", *tokens_and_roles(chat))]),
+    alt="The tokens of a conversation of four turns: both answers are to be predicted, with the end of text behind each.",
+)
 
 # %% [markdown] name="loss-on-question"
 # The prompt could be learned too: it is text. **Predict.** Two decoders are tuned for the same number of steps on the same examples,
@@ -975,7 +1108,7 @@ SHORT = Following(
     examples={"positive": 700, "negative": 700, "classify": 500, "begin": 700, "continue": 400, "repeat": 400},
     batch_size=32,
     epochs=1,
-    clear=0.0,
+    clear=0.0,  # sentences of any sentiment that their reviews have; above 0 a bag of words chooses the clear ones
 )
 STEPS = 40
 answer_rows = [
@@ -1014,7 +1147,13 @@ compare(
 #
 # Six tasks, made of real reviews, whose answers can be checked: write a positive review, write a negative one, classify, begin with given
 # words, go on in one sentence, repeat. Each is asked for in many wordings, and every fifth wording is kept for the test. A seventh is
-# in no training example at all: *write a positive review that begins with these words*, two requests at once.
+# in no training example at all: *write a positive (or a negative) review that begins with these words*, two requests at once.
+#
+# The shipped adapter was tuned in two stages. In the first it learned from real reviews. They are a poor teacher of *write a positive
+# review*: half of them say little, and the model copies what it has read often. So in the second stage it wrote thousands of reviews
+# itself, a bag of words kept those that clearly are what was asked for, those with a run of eight copied words were thrown away, and it
+# learned from the rest (rejection sampling, arXiv:2308.01825). Methods that learn from people's preferences go on from here
+# (arXiv:2203.02155, arXiv:2305.18290); this course stops before them.
 #
 # Two kinds of judge: **rules** (does it begin with these words? is it one sentence? is the answer one of the two words?), and for the
 # sentiment **a classifier**, MiniLM with an adapter, tuned on reviews that were kept for it from the start: no model of this course
@@ -1043,7 +1182,8 @@ table(
 )
 
 # %% [markdown] name="following-question"
-# The record below holds 100 prompts of each task, in wordings that no model has been tuned on, about test reviews.
+# The record below holds 100 prompts of each task, in wordings that no model has been tuned on, about test reviews. No sentence that is
+# written or asked about there stands in a training review.
 #
 # **Predict.** Before tuning, the decoder is asked for a positive or a negative review, half each. In what share of cases does it write
 # what it was asked for?
@@ -1061,6 +1201,7 @@ asked_for = {
     "positive, begun": "as asked",
     "negative, begun": "as asked",
 }
+STAGES = {"before": "before tuning", "first stage": "after the first stage", "after": "after both"}
 TASK_NAMES = {
     "positive": "positive review: judged positive",
     "negative": "negative review: judged negative",
@@ -1083,40 +1224,99 @@ def share_of(when, task):
 plots.show(
     plots.draw_dots(
         {
-            title: {f"{when} tuning": share_of(when, task) for when in ("before", "after")}
+            title: {shown_as: share_of(when, task) for when, shown_as in STAGES.items()}
             for task, title in TASK_NAMES.items()
         },
         xlabel="share of prompts, %, with 95 % intervals",
         number="{:.0f}",
     ),
-    alt="For each task the share of prompts answered as asked, before and after tuning, with intervals.",
+    alt="For each task the share of prompts answered as asked, before tuning and after each stage, with intervals.",
 )
 
 # %% name="compare-following" jupyter={"source_hidden": true}
 asked_before = np.mean([share_of("before", task)[0] for task in ("positive", "negative")])
 asked_after = {task: share_of("after", task) for task in ("positive", "negative")}
-obeyed_held_out = np.mean(
-    [100 * follow_record.values("obeyed", name=f"after, {task}, begun")[0][1] for task in ("positive", "negative")]
-)
 facts = {
-    metric: follow_record.values(metric, name="after, reviews")[0][1]
+    (when, metric): follow_record.values(metric, name=f"{when}, reviews")[0][1]
+    for when in STAGES
     for metric in ("distinct", "median words", "copied", "copied by people")
 }
+display(
+    table(
+        [
+            "200 reviews written on demand",
+            "distinct",
+            "words, median",
+            "runs of eight words that stand in the text of tuning",
+        ],
+        [
+            [
+                shown_as,
+                f"{facts[when, 'distinct']:.1%}",
+                f"{facts[when, 'median words']:.0f}",
+                f"{facts[when, 'copied']:.1%}",
+            ]
+            for when, shown_as in STAGES.items()
+        ]
+        + [["sentences that people wrote, and no model has read", "", "", f"{facts['after', 'copied by people']:.1%}"]],
+    )
+)
 compare(
     before_guess,
     f"{asked_before:.0f} %: it does not hear the request, so it is right by luck. After tuning {asked_after['positive'][0]:.0f} % of the reviews that "
-    f"were to be positive are judged so, and {asked_after['negative'][0]:.0f} % of the others. Of the written reviews {facts['distinct']:.0%} are "
-    f"distinct, half of them have {facts['median words']:.0f} words or more, and {facts['copied']:.1%} of their runs of eight words stand in the text "
-    f"of tuning (of sentences that people wrote and no model has read, {facts['copied by people']:.1%}). The task that no model has been tuned on: "
-    f"{obeyed_held_out:.0f} % begin with the given words, and the sentiment is met in {np.mean([share_of('after', f'{t}, begun')[0] for t in ('positive', 'negative')]):.0f} %. "
-    "Two habits learned apart are used together, as far as the figure goes; a request of another kind would be answered with one of the six.",
+    f"were to be positive are judged so, and {asked_after['negative'][0]:.0f} % of the others. The judge agrees with the model more often than with "
+    "people: what a small model writes on demand is plain praise or plain complaint, and people's sentences often are neither. "
+    + (
+        "It copies more than people have in common: a part of what it writes is learned by heart."
+        if facts["after", "copied"] > facts["after", "copied by people"] + 0.002
+        else "It copies no more than people have in common."
+    ),
     asked_before,
     near=8,
 )
 
+# %% [markdown] name="held-out-task"
+# **Two requests at once.** The task that no model has been tuned on has a catch: words from a positive review lead to a positive one, request
+# or not. So the same words were given with the opposite request too. If the request is heard, the sentiment follows it.
+
+
+# %% name="read-held-out-task" jupyter={"source_hidden": true}
+def on_held_out(when, metric):
+    """The mean over the positive and the negative task."""
+    names = (f"{when}, {task}, begun" for task in ("positive", "negative"))
+    return np.mean([follow_record.values(metric, name=name)[0][1] for name in names])
+
+
+METRICS = {
+    "begins as asked": "obeyed",
+    "sentiment as asked": "as asked",
+    "both at once": "both",
+    "sentiment as asked, words from the other side": "as asked, words exchanged",
+}
+display(
+    table(
+        ["200 prompts of the held-out task", *METRICS],
+        [
+            [shown_as, *(f"{on_held_out(when, metric):.0%}" for metric in METRICS.values())]
+            for when, shown_as in STAGES.items()
+        ],
+    )
+)
+against = on_held_out("after", "as asked, words exchanged")
+heard = proportion_interval(round(200 * against), 200)
+Markdown(
+    f"With words that lead the other way, {heard:.0%} of the answers still have the sentiment that was asked for. "
+    + (
+        "The request is heard: two habits learned apart are used together. "
+        if heard.low > 0.5
+        else "That is not more than chance: the words decide, and the request is hardly heard. "
+    )
+    + "A request of another kind would be answered with one of the six."
+)
+
 # %% [markdown] name="live-following"
-# **Live.** The same on your machine, with fewer prompts: the decoder, the short run of section 8, and the shipped adapter (an hour of tuning,
-# `course record following`). Then a few of the answers, to read.
+# **Live.** The same on your machine, with fewer prompts (so look at the intervals): the decoder, the short run of section 8, and the shipped
+# adapter (two hours of tuning, `course record following`). Then a few of the answers, to read.
 
 # %% name="run-following"
 DECODERS = {
@@ -1127,7 +1327,8 @@ DECODERS = {
 PROMPTS = 16
 live_follow = {
     name: {
-        task: assess(model, TASKS[task], PROMPTS, judge=judge) for task in ("positive", "negative", "classify", "begin")
+        task: assess(model, TASKS[task], held_out_prompts(TASKS[task], PROMPTS), judge=judge)
+        for task in ("positive", "negative", "classify", "begin")
     }
     for name, model in tqdm(DECODERS.items())
 }
@@ -1136,8 +1337,8 @@ table(
     [
         [
             name,
-            *(f"{done[task].share_as_asked().value:.0%}" for task in ("positive", "negative", "classify")),
-            f"{done['begin'].share_obeyed().value:.0%}",
+            *(f"{done[task].share_as_asked():.0%}" for task in ("positive", "negative", "classify")),
+            f"{done['begin'].share_obeyed():.0%}",
         ]
         for name, done in live_follow.items()
     ],
@@ -1167,7 +1368,7 @@ table(
 # distribution before that; top-k and top-p cut its tail.
 #
 # **Move.** Find settings at which the tuned decoder always writes the same review, and settings at which it no longer keeps to the
-# request. What does the number of tokens that may still come have to do with it?
+# request. Watch the entropy, and how many tokens may still come.
 
 # %% name="explore-generation"
 follower = DECODERS["shipped adapter"]
@@ -1278,7 +1479,8 @@ own_macro_f1 = checks.macro_f1(my_macro_f1)
 #
 # Return a list with one bool for each text: True where it belongs to the test. About `test_share` of the distinct texts are to be test. Texts that a
 # reader would call the same (capitals, spaces, Unicode forms) go to one side, and where a text goes depends on nothing but itself: not on its
-# place, not on the other texts, not on the run of Python.
+# place, not on the other texts, not on the run of Python. (The texts of `reviews_of("train")` are on one side of the bare hash already, since
+# that is how the corpus was split. To split them once more, hash them together with a word of your own.)
 #
 # <details><summary>Hint 1</summary>
 
@@ -1291,13 +1493,45 @@ own_macro_f1 = checks.macro_f1(my_macro_f1)
 # %% name="exercise-split-code" tags=["exercise"]
 def my_split(texts, test_share):
     ### BEGIN SOLUTION
-    shares = [int(hashlib.sha256(normalize(text).encode()).hexdigest(), 16) / 2**256 for text in texts]
+    shares = [int(hashlib.sha256(f"mine {normalize(text)}".encode()).hexdigest(), 16) / 2**256 for text in texts]
     return [share < test_share for share in shares]
     ### END SOLUTION
 
 
 # %% name="exercise-split-check" tags=["check"]
 leak_free_split = checks.leak_free_split(my_split)
+
+# %% [markdown] name="yours-at-work"
+# **At work.** What the checks gave back, on this chapter's own texts.
+
+# %% name="use-your-own"
+sides = leak_free_split(texts_of(SENTENCES["train"]), 0.2)
+batch = collate_reviews(
+    [
+        {"input_ids": i, "label": r.label}
+        for i, r in zip(tokenizer.encode_all(texts_of(learned[:16])), learned, strict=False)
+    ],
+    tokenizer.vocabulary.pad,
+)
+rows_of_two = Padding().pad([shown.input_ids, shown.input_ids[:3]], tokenizer.vocabulary.pad)
+labels_of_two = response_labels(
+    rows_of_two,
+    torch.tensor([len(shown.input_ids) - sum(shown.completion_mask), 3]),
+    rows_of_two != tokenizer.vocabulary.pad,
+)
+table(
+    ["your function", "on", "gives"],
+    [
+        ["split", f"{len(sides):,} training sentences, a fifth to be test", f"{np.mean(sides):.1%}"],
+        [
+            "collator",
+            "16 sentences",
+            f"{tuple(batch['input_ids'].shape)}, {1 - batch['attention_mask'].float().mean():.0%} padding",
+        ],
+        ["response mask", "the row of section 8", tokenizer.decode(i for i in labels_of_two[0].tolist() if i >= 0)],
+        ["macro F1", "MiniLM on the test sentences of section 5", f"{own_macro_f1(wanted, given, 2):.3f}"],
+    ],
+)
 
 # %% [markdown] name="clinic"
 # ## Bug clinic
@@ -1309,7 +1543,8 @@ leak_free_split = checks.leak_free_split(my_split)
 decoder = load_checkpoint("decoder")
 vocabulary = tokenizer.vocabulary
 clinic_reviews = labelled_sample(SENTENCES["train"], 400, seed=5)
-clinic_examples = make_examples(TASKS["begin"], 64, split="dev")
+clinic_examples = make_examples(TASKS["begin"], 64)
+clinic_dev_examples = make_examples(TASKS["begin"], 64, split="dev")
 
 # %% [markdown] name="clinic-split-story"
 # ### Patient 1: a split
@@ -1326,8 +1561,7 @@ def patient_split(texts):
 
 
 def tests_known(split):
-    """The share of test texts that a reader would recognise from the training texts. Half of the file stands on both pages,
-    once with the capital letters that the other page has lost."""
+    """The share of test texts that a reader would recognise from the training texts, in a file of two pages."""
     texts = texts_of(clinic_reviews)
     train_texts, test_texts = split(texts + [text.title() for text in texts[: len(texts) // 2]])
     known = {normalize(text) for text in train_texts}
@@ -1369,12 +1603,13 @@ def patient_batch(examples):
 
 @cache
 def losses_of_tuning(make_batch, steps=12):
-    """The loss that is reported at the end of some steps, and that of the answers alone, in nats per token."""
+    """The loss that is reported at the end of some steps, and that of answers to other prompts, in nats per token."""
     model = copy.deepcopy(decoder)
     rows = [encode(one, tokenizer, max_len=128).as_example() for one in clinic_examples]
     batches = (as_batch(make_batch(rows[16 * (n % 4) : 16 * (n % 4) + 16])) for n in range(steps))
     reported = [row.loss for row in train(model, batches, steps=steps, rate=1e-3)][-1]
-    answers_alone = as_batch(GenerationCollator(vocabulary)(rows))
+    others = [encode(one, tokenizer, max_len=128).as_example() for one in clinic_dev_examples]
+    answers_alone = as_batch(GenerationCollator(vocabulary)(others))
     return reported, held_out_loss(model.eval(), [answers_alone])
 
 
@@ -1539,22 +1774,23 @@ runs_right = runs_given == labels_of(SENTENCES["test"])
 
 def patient_report(on_dev, on_test):
     best = on_test.mean(1).argmax()
-    return on_test[best].mean()
+    return on_test[best].mean(), best
 
 
 def promised_and_kept(report, small=50):
-    """What is reported on 50 test sentences, averaged over many such tests, less what all 30 runs score on average."""
-    order = np.random.default_rng(0)
-    promised = []
+    """What is reported on 50 test sentences less what the same run scores on all the others, in points, averaged over many such
+    tests."""
+    order, gaps = np.random.default_rng(0), []
     for _ in range(200):
-        chosen = order.permutation(runs_right.shape[1])[: 2 * small]
-        promised.append(report(runs_right[:, chosen[:small]], runs_right[:, chosen[small:]]))
-    return 100 * (np.mean(promised) - runs_right.mean())
+        chosen = order.permutation(runs_right.shape[1])
+        promised, run = report(runs_right[:, chosen[:small]], runs_right[:, chosen[small : 2 * small]])
+        gaps.append(promised - runs_right[run, chosen[2 * small :]].mean())
+    return 100 * np.mean(gaps)
 
 
 # %% name="clinic-epoch-experiment"
 Markdown(
-    f"What is reported lies {promised_and_kept(patient_report):+.1f} points above what such a run scores on average, on {runs_right.shape[1]} sentences."
+    f"What is reported lies {promised_and_kept(patient_report):+.1f} points from what the same run scores on all other test sentences."
 )
 
 # %% [markdown] name="clinic-epoch-diagnosis"
@@ -1569,7 +1805,7 @@ Markdown(
 
 def cured_report(on_dev, on_test):
     best = on_dev.mean(1).argmax()
-    return on_test[best].mean()
+    return on_test[best].mean(), best
 
 
 # %% [markdown] name="clinic-unbalanced-story"
@@ -1600,7 +1836,8 @@ Markdown("A bag of words scores {:.1%}, and a model that praises everything {:.1
 #
 # Accuracy asks how often, not whether anything was learned: whoever never finds a complaint wins. Ask of each class what share of its texts is
 # found, and average these: praising everything then scores one half. (Macro F1 depends on precision too, and with this few complaints it
-# still prefers the model that finds none.) The confusion table shows the empty column.
+# may still prefer the model that finds none: try `two_models(lambda wanted, answers: macro_f1(wanted, answers, 2))`.) The confusion table
+# shows the empty column.
 # </details>
 
 # %% name="clinic-unbalanced-cure" tags=["clinic"]
@@ -1611,7 +1848,7 @@ def cured_score(wanted, answers):
 
 
 # %% [markdown] name="clinic-collapse-story"
-# ### Patient 8: a bold rate
+# ### Patient 8: a second task
 #
 # “LoRA trains few numbers, so it bears a high rate.”
 
@@ -1621,7 +1858,7 @@ PATIENT_RATE, CURED_RATE = 3e-2, 2e-3
 
 @cache
 def share_of_praise(rate, n_seeds=2):
-    """Of dev sentences, half of them praise: the share that is called praise after fine-tuning at this rate, on several samples."""
+    """The share of dev sentences that is called praise after fine-tuning at this rate, and the accuracy, on several samples."""
     shares = []
     for seed in range(n_seeds):
         part = labelled_sample(SENTENCES["train"], 60, seed=seed)
@@ -1634,12 +1871,19 @@ def share_of_praise(rate, n_seeds=2):
             tokenizer,
             FineTuning(rate=rate, epochs=5, head_first=False, seed=seed),
         )
-        shares.append(float(predictions(model, texts_of(SENTENCES["dev"]), tokenizer).argmax(1).mean()))
+        answers = predictions(model, texts_of(SENTENCES["dev"]), tokenizer).argmax(1)
+        shares.append((float(answers.mean()), float((answers == labels_of(SENTENCES["dev"])).mean())))
     return shares
 
 
 # %% name="clinic-collapse-experiment"
-table(["sample", "called praise"], [[n + 1, f"{share:.0%}"] for n, share in enumerate(share_of_praise(PATIENT_RATE))])
+display(
+    table(
+        ["sample", "called praise", "right"],
+        [[n + 1, f"{share:.0%}", f"{right:.0%}"] for n, (share, right) in enumerate(share_of_praise(PATIENT_RATE))],
+    )
+)
+Markdown(f"Of these dev sentences {labels_of(SENTENCES['dev']).mean():.0%} praise.")
 
 # %% [markdown] name="clinic-collapse-diagnosis"
 # <details><summary>Diagnosis</summary>
@@ -1657,8 +1901,9 @@ table(["sample", "called praise"], [[n + 1, f"{share:.0%}"] for n, share in enum
 
 
 # %% name="clinic-after" jupyter={"source_hidden": true}
-def far_from_half(shares):
-    return max(abs(share - 0.5) for share in shares)
+def praise_and_right(rate):
+    """Both, sample by sample."""
+    return "; ".join(f"{share:.0%}, {right:.0%}" for share, right in share_of_praise(rate))
 
 
 cases = [
@@ -1673,11 +1918,11 @@ cases = [
         "prompts that get the same token as alone",
         *(f"{same_as_alone(f):.0%}" for f in (patient_next_tokens, cured_next_tokens)),
     ],
-    ["points promised beyond what is kept", *(f"{promised_and_kept(f):+.1f}" for f in (patient_report, cured_report))],
+    ["points promised and not kept", *(f"{promised_and_kept(f):+.1f}" for f in (patient_report, cured_report))],
     ["score of praising everything", *(f"{two_models(f)[1]:.2f}" for f in (patient_score, cured_score))],
     [
-        "called praise, farthest from one half",
-        *(f"{far_from_half(share_of_praise(rate)):.0%}" for rate in (PATIENT_RATE, CURED_RATE)),
+        "called praise and right, for each sample",
+        *(praise_and_right(rate) for rate in (PATIENT_RATE, CURED_RATE)),
     ],
 ]
 table(["what was measured", "patient", "cured"], cases)
@@ -1690,11 +1935,24 @@ table(["what was measured", "patient", "cured"], cases)
 
 # %% name="claims-table" jupyter={"source_hidden": true}
 halfway = {source: max(by, key=by.get) for source, by in ahead.items()}
-tanh, plain = shares_of_heads["mean, dense and tanh"], shares_of_heads["mean"]
-full_and_lora = {
-    n: np.mean(curves["imdb"]["MiniLM"][n]) - np.mean(curves["imdb"]["MiniLM, LoRA"][n])
-    for n in curves["imdb"]["MiniLM"].keys() & curves["imdb"]["MiniLM, LoRA"].keys()
-}
+
+
+def measured_beside_mean(name):
+    """The mean pooling with a plain head, less another head, and what that says."""
+    d = beside_mean[name].difference
+    said = (
+        "no difference that 300 sentences show"
+        if d.holds(0.0)
+        else "not in this sample"
+        if d.value > 0
+        else "in this sample"
+    )
+    return (
+        f"mean and plain less this: {100 * d.value:+.1f} points ({100 * d.low:+.1f} to {100 * d.high:+.1f}), one sample of labels",
+        said,
+    )
+
+
 scratch_behind = [
     n for n, v in curves["imdb"]["scratch"].items() if np.mean(v) < np.mean(curves["imdb"]["bag of words"][n])
 ]
@@ -1713,28 +1971,24 @@ claims = [
     [
         "So does a transformer trained from scratch.",
         "smooth curves",
-        f"behind the bag of words at {', '.join(f'{n:,}' for n in scratch_behind)} labels (IMDB)",
-        "not with this few labels" if scratch_behind else "holds here",
+        f"behind the bag of words at {', '.join(f'{n:,}' for n in scratch_behind) or 'none of the recorded numbers of'} labels (IMDB)",
+        "not with this few labels" if scratch_behind else "holds here" if curves["imdb"]["scratch"] else "not recorded",
     ],
     [
         "[CLS] is the vector of a text.",
         "used",
-        f"[CLS] {100 * shares_of_heads['[CLS]'].value:.1f} %, mean {100 * plain.value:.1f} %",
-        "no difference that 300 sentences show"
-        if plain.holds(shares_of_heads["[CLS]"].value)
-        else "not for this model",
+        *measured_beside_mean("[CLS]"),
     ],
     [
         "A dense layer with tanh belongs before the output.",
         "used",
-        f"with {100 * tanh.value:.1f} %, without {100 * plain.value:.1f} %",
-        "no difference that 300 sentences show" if plain.holds(tanh.value) else "see section 2",
+        *measured_beside_mean("mean, dense and tanh"),
     ],
     [
         "Fit the head first.",
         "not mentioned",
         f"{100 * difference.value:+.1f} points ({100 * difference.low:+.1f} to {100 * difference.high:+.1f})",
-        "not settled here" if not settled else "not for this model" if difference.value < 0 else "holds here",
+        "not settled here" if not settled else "not in this sample" if difference.value < 0 else "in this sample",
     ],
     [
         "Loss on the answer alone is better.",
