@@ -5,6 +5,7 @@ Every method reads the same stretch of each text and is judged on the same texts
 """
 
 import copy
+import json
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
@@ -20,7 +21,7 @@ from course_lib.finetuning import Classifier, FineTuning, fine_tune, predictions
 from course_lib.model import Encoder, LanguageModel
 from course_lib.peft import LoRA, Strategy, apply
 from course_lib.pretrained import CHECKPOINTS_FOLDER, load_checkpoint, load_minilm, minilm_folder
-from course_lib.records import Record
+from course_lib.records import Record, check_same
 from course_lib.runs.transfer import PRETRAINED, SCRATCH
 from course_lib.runtime import pick_device
 from course_lib.tokenizer import Tokenizer
@@ -136,7 +137,7 @@ def record_efficiency(
     """
     efficiency = efficiency or Efficiency()
     record = Record(path, command="course record efficiency", about=about(efficiency))
-    record.check_about()
+    _check_begun(record)
     for source, labels, seed, name in trials(efficiency):
         if not record.has(**_keys(source, labels, seed, name), metric="positive"):
             add_trial(record, efficiency, source, labels, seed, name, progress=progress)
@@ -192,6 +193,15 @@ def about(efficiency: Efficiency) -> dict:
         },
         "efficiency": asdict(efficiency),
     }
+
+
+def _check_begun(record: Record) -> None:
+    """A method may be new to the file; those that it knows must be what they are today."""
+    now = json.loads(json.dumps(record.about))  # as it is read back
+    for sitting in record.provenance() if record.path.exists() else []:
+        begun, wanted = ({**about, **about["methods"]} for about in (sitting, now))
+        names = (begun.keys() & wanted.keys()) - {"methods"}
+        check_same({name: begun[name] for name in names}, {name: wanted[name] for name in names})
 
 
 def _keys(source: str, labels: int, seed: int, name: str) -> dict:

@@ -266,7 +266,7 @@ plots.show(
 # the three ways. (One run of each: mind that another program on your machine may disturb it.)
 
 # %% name="time-padding"
-few = mixed[:224]
+few = mixed[:160]
 speeds, real_shares = {}, {}
 HOW = {
     "padded to the maximum": {"pad_to_most": True},
