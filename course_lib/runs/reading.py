@@ -26,7 +26,7 @@ HEAD = "cls"  # MiniLM was published without one: this one begins random, and is
 class Reading:
     """How MiniLM reads on. The rate rises over 50 steps, then falls to 0."""
 
-    steps: int = 3000
+    steps: int = 1300
     batch_size: int = 16
     row_length: int = 128
     rate: float = 1e-3

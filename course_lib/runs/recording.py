@@ -25,6 +25,7 @@ from course_lib.runs.laboratory import Laboratory, training_rows
 from course_lib.runs.language import record_language
 from course_lib.runs.pretraining import pretrain
 from course_lib.runs.probe import SentimentProbe
+from course_lib.runs.reading import record_reader
 from course_lib.runs.recipes import recipe
 from course_lib.runs.strategies import record_strategies
 from course_lib.runs.transfer import record_transfer
@@ -115,6 +116,7 @@ RECORDERS: dict[str, Callable[..., Path]] = {
     "language": record_language,
     "transfer": record_transfer,
     "strategies": record_strategies,
+    "reader": record_reader,
     "efficiency": record_efficiency,
     "judge": record_judge,
     "following": record_following,
