@@ -428,6 +428,21 @@ def test_a_method_that_is_new_is_added_to_what_was_recorded(counted, small, monk
         record(small)
 
 
+def test_a_method_that_an_earlier_sitting_alone_knows_must_be_what_it_was(counted, small, monkeypatch):
+    both = WORDS | {"bag of words, 12": SMALL["bag of words, 12"]}
+    monkeypatch.setattr(efficiency, "METHODS", both)
+    with pytest.raises(KeyboardInterrupt):
+        record(small, progress=after(2))
+    monkeypatch.setattr(efficiency, "METHODS", WORDS)  # a sitting that does not know the other
+    path = record(small)
+    assert [len(sitting["methods"]) for sitting in Record(path).provenance()] == [2, 1]
+    monkeypatch.setattr(efficiency, "METHODS", WORDS | {"bag of words, 12": Method(None, {}, tokens=13)})
+    with pytest.raises(ValueError, match="begun with bag of words, 12 "):
+        record(small)
+    monkeypatch.setattr(efficiency, "METHODS", both)
+    assert len(Record(record(small)).rows()) == 18  # the control
+
+
 LOW = SMALL["MiniLM, LoRA"]
 CHANGED = [
     (LOW, replace(LOW, settings=QUICK | {8: FineTuning(rate=1e-5)}), r"'rate': 0\.02.* not .*'rate': 1e-05"),

@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
+from oracles import within_binomial
 from tiny import shaken, tiny
 
 from course_lib import data
@@ -111,6 +112,11 @@ def labelled(split):
     return dict(zip(*tasks.labelled_sentences(split), strict=True))
 
 
+def sentences_of(split):
+    """All that a review may begin with and go on to."""
+    return {normalize(one.output) for one in make_examples(TASKS["begin"], 10**6, split=split)}
+
+
 # ---------------------------------------------------------------- what a decoder is tuned on
 
 
@@ -145,7 +151,7 @@ def test_by_default_no_held_out_task_is_tuned_on_in_either_stage():
 
 
 def test_a_decoder_is_tuned_on_training_reviews_as_clear_as_is_said(few):
-    how = replace(HOW, examples={"positive": 500, "negative": 500, "begin": 500}, clear=0.7)
+    how = replace(HOW, examples={"positive": 500, "negative": 500, "begin": 10**4}, clear=0.7)
     written = {}
     for example in tuning_examples(how, 0):
         wording, _, answer = read(example.input_ids)
@@ -154,7 +160,8 @@ def test_a_decoder_is_tuned_on_training_reviews_as_clear_as_is_said(few):
     for name, label in (("positive", 1), ("negative", 0)):
         assert written[name] == set(map(normalize, clear("train", label, 0.7)))
         assert written[name] != set(map(normalize, clear("train", label, 0.5)))  # the control
-    assert written["begin"] == set(map(normalize, labelled("train")))
+    assert written["begin"] == sentences_of("train") and not written["begin"] & sentences_of("test")
+    assert all(any(text in normalize(review.text) for review in few_of("train")) for text in written["begin"])
 
 
 def test_examples_are_drawn_anew_in_each_epoch_and_fixed_by_the_seed(few):
@@ -198,6 +205,15 @@ def test_an_epoch_of_batches_holds_each_of_its_examples_once(few):
         for other in range(3):
             wanted = Counter(example.input_ids for example in tuning_examples(how, other))
             assert (rows == wanted) == (epoch == other)
+
+
+def test_a_batch_holds_examples_of_like_length(few):
+    """Sorted, no batch of an epoch begins before another ends: one has the shortest rows, one the next, and so on."""
+    rows = [real_rows(batch) for batch in islice(tuning_batches(HOW), 3)]
+    lengths = sorted([len(row) for row in batch] for batch in map(partial(sorted, key=len), rows))
+    assert all(one[-1] <= other[0] for one, other in pairwise(lengths))
+    in_order = [len(example.input_ids) for example in tuning_examples(HOW, 0)]  # the control
+    assert max(in_order[:16]) > min(in_order[16:32]) or max(in_order[16:32]) > min(in_order[32:])
 
 
 def test_steps_are_fewer_where_reviews_give_fewer_examples(few):
@@ -284,6 +300,13 @@ def test_a_seed_decides_what_becomes_of_a_decoder(few):
 
     one, again, other = tuned(0), tuned(0), tuned(1)
     assert torch.equal(one, again) and not torch.equal(one, other)
+    for seed in (0, 1):  # what the adapter begins with, by hand
+        begun, wanted = decoder(), decoder()
+        first_loss(begun, replace(HOW, seed=seed))
+        apply(wanted, HOW.strategy, seed=1)
+        parts = zip(begun.named_parameters(), wanted.named_parameters(), strict=True)
+        same = [torch.allclose(p, q, atol=1e-5) for (name, p), (_, q) in parts if name.endswith(".A")]
+        assert all(same) == any(same) == (seed == 1)
 
 
 # ---------------------------------------------------------------- answers
@@ -331,7 +354,7 @@ def stands_in(split, task, one):
     """Whether a prompt and its answer are made of a split's reviews."""
     if task.repeats:
         words = one.input.split()
-        return any(sorted(text.split()[: len(words)]) == sorted(words) for text in labelled(split))
+        return any(sorted(text.split()[: len(words)]) == sorted(words) for text in sentences_of(split))
     parts = [one.input] if task.classifies else [one.input, one.output]
     return all(any(normalize(part) in normalize(review.text) for review in few_of(split)) for part in parts)
 
@@ -488,8 +511,8 @@ def test_beside_it_stands_what_as_many_sentences_of_people_share(few, monkeypatc
 
 def test_a_run_is_counted_as_a_search_in_the_texts_would_count_it(few, monkeypatch):
     monkeypatch.setattr(following, "clear_sentences", lambda split, label, clear: tuple(labelled(split)))
-    tuned = [*labelled("train"), *(normalize(one.output) for one in make_examples(TASKS["continue"], 10**6))]
-    everything = "".join(f" {text} |" for text in tuned)
+    tuned = (make_examples(TASKS[name], 10**6, clear=0.0) for name in ("positive", "negative", "begin", "continue"))
+    everything = "".join(f" {normalize(one.output)} |" for examples in tuned for one in examples)
     texts = [*labelled("test"), *planted(RUN), *planted(RUN - 1)]
     words = [normalize(text).split() for text in texts]
     runs = [row[n : n + RUN] for row in words for n in range(len(row) - RUN + 1)]
@@ -508,7 +531,7 @@ class MadeUp:
 
 
 ASKED = Instruction("Whatever.", "it is", "positive")
-WRITTEN = ["it is good", "it is bad", "good", "It was, and it is good. And bad.", "", "positive", "Negative", "it is"]
+WRITTEN = ["it is good", "it is bad", "good", "It was, and it is good. And bad.", "", " Positive ", "Negative", "it is"]
 JUDGED = {  # which of these answers obey, and which are as asked
     "positive": ([1, 1, 0, 1, 0, 0, 0, 1], [1, 0, 1, 1, 0, 0, 0, 0]),
     "negative": ([1, 1, 0, 1, 0, 0, 0, 1], [0, 1, 0, 0, 1, 1, 1, 1]),
@@ -697,6 +720,19 @@ def test_an_adapter_that_is_there_is_only_judged(recording, monkeypatch, tmp_pat
     assert values(path).items() <= values(recording.path).items()
 
 
+def test_repeated_and_copied_reviews_are_counted(recording, monkeypatch, tmp_path):
+    stand_in(monkeypatch, recording.home)
+    copied = next(text for text in labelled("train") if len(text.split()) == 12)
+    written = [copied, copied.upper(), invented(12), invented(34)]
+    monkeypatch.setattr(following, "answers", lambda decoder, asked, sampling: list(written))
+    path = record_following(
+        path=tmp_path / "copied.jsonl", folder=recording.folder, how=HOW, count=4, progress=lambda words: None
+    )
+    found = {metric: value for (name, metric), value in values(path).items() if name == "after, reviews"}
+    assert found["distinct"] == 3 / 8 and found["median words"] == 12
+    assert found["copied"] == pytest.approx((5 + 5) / (5 + 5 + 5 + 27)) and found["copied by people"] < 0.05
+
+
 CHANGED = [
     ({"how": replace(HOW, epochs=3)}, "following .*'epochs': 2.* not .*'epochs': 3"),
     ({"how": replace(HOW, strategy=LoRA(rank=5, alpha=16))}, "following .*'rank': 4.* not .*'rank': 5"),
@@ -820,7 +856,8 @@ def test_a_judge_that_is_trained_again_is_saved_as_it_was_trained(few, monkeypat
 def test_the_shipped_judge_is_right_about_texts_that_it_has_not_read():
     judge, reviews = load_judge(), reviews_of("test", "rotten_tomatoes")[:200]
     texts, labels = [review.text for review in reviews], [review.label for review in reviews]
-    assert judge.is_right(texts, labels).mean() > 0.8
+    right = judge.is_right(texts, labels).sum()
+    assert right > 0.7 * len(texts) and not within_binomial(int(right), len(texts), 0.5)
     bare = Judge(*judging._bare())  # the control: an even head
     assert set(bare.positive(texts).tolist()) == {0.5}
     assert judge.positive(["", " "]).tolist() == [0.5, 0.5]
@@ -838,7 +875,7 @@ def test_no_generator_has_read_what_the_judge_learned_from():
 
 @pytest.mark.slow
 def test_the_shipped_follower_does_what_the_decoder_alone_does_not():
-    base, follower = load_checkpoint("decoder"), load_follower()
+    base, follower = load_checkpoint("decoder"), load_follower().cpu()
     assert same_weights(follower, own_weights(base))
     for name in ("begin", "repeat", "classify"):
         asked = held_out_prompts(TASKS[name], 20)

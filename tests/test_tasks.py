@@ -286,10 +286,10 @@ def test_words_to_repeat_are_the_first_of_a_sentence_in_or_out_of_order_and_of_m
     examples = made("repeat", 150)
     assert all(one.output == one.input for one in examples)
     assert {len(one.output.split()) for one in examples} == set(range(2, 13))
-    starts = Counter(bool(labels_of("train", one.output)) for one in examples)
-    assert min(starts.values()) > 50  # every other time out of order
-    known = {tuple(sorted(s.split()[:n])) for s in tasks.labelled_sentences("train")[0] for n in range(2, 13)}
-    assert all(tuple(sorted(one.output.split())) in known for one in examples)
+    starts = {tuple(s.split()[:n]) for s in tasks.all_sentences("train") for n in range(2, 13)}
+    in_order = Counter(tuple(one.output.split()) in starts for one in examples)
+    assert min(in_order.values()) > 50  # every other time out of order
+    assert {tuple(sorted(one.output.split())) for one in examples} <= {tuple(sorted(start)) for start in starts}
 
 
 def test_a_sentence_that_goes_on_stands_behind_the_one_given(few):
@@ -438,6 +438,7 @@ def test_a_sentence_of_a_training_review_is_in_no_other_split(monkeypatch):
     forget(monkeypatch)
     monkeypatch.setattr(tasks, "reviews_of", lambda split: [known] if split == "train" else [own])
     assert tasks.labelled_sentences("test") == ((f"alone {words}.",), (0,))
+    assert tasks.all_sentences("test") == (f"alone {words}.",)
     assert not made("continue", split="test")
     assert len(made("continue")) == 1  # the control: in training it stays
 

@@ -173,7 +173,7 @@ def _sources(task: Task, split: str, clear: float) -> Sequence[Any]:
         return _neighbours(split)
     if task.sentiment is not None:
         return clear_sentences(split, task.sentiment, clear)
-    return labelled_sentences(split)[0]
+    return all_sentences(split)
 
 
 def _example(task: Task, source: Any, wording: str, draw: int) -> Instruction:
@@ -222,11 +222,20 @@ def labelled_sentences(split: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
     found: dict[str, int] = {}
     known = _read_in_training(split)
     for review in _clean_reviews(split):
-        parts = [review.text] if review.source == "rotten_tomatoes" else sentences(review.text)
+        parts = _parts(review)
         for text in (parts[0], parts[-1]):
             if len(text.split()) in WORDS and normalize(text) not in known:
                 found[normalize(text)] = review.label
     return tuple(found), tuple(found.values())
+
+
+@cache
+def all_sentences(split: str) -> tuple[str, ...]:
+    """Every sentence of a split's reviews of a length that can be written; of other splits none that stands in a
+    training review too. So many that hardly one is met twice: words to begin with must be read, and not recognised."""
+    known = _read_in_training(split)
+    found = (normalize(part) for review in _clean_reviews(split) for part in _parts(review))
+    return tuple(dict.fromkeys(text for text in found if len(text.split()) in WORDS and text not in known))
 
 
 @cache
@@ -248,11 +257,11 @@ def _read_in_training(split: str) -> frozenset[str]:
     """The sentences of the training reviews, for every other split."""
     if split == "train":
         return frozenset()
-    return frozenset(
-        normalize(part)
-        for review in _clean_reviews("train")
-        for part in ([review.text] if review.source == "rotten_tomatoes" else sentences(review.text))
-    )
+    return frozenset(normalize(part) for review in _clean_reviews("train") for part in _parts(review))
+
+
+def _parts(review: Review) -> list[str]:
+    return [review.text] if review.source == "rotten_tomatoes" else sentences(review.text)
 
 
 @cache
