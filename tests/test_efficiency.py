@@ -138,6 +138,7 @@ def test_every_method_has_a_setting_for_every_number_of_labels_and_a_bag_of_word
 # ---------------------------------------------------------------- samples
 
 
+@cache
 def numbered(split, source):
     return [Review(f"{split} {number}", number % 2, source) for number in range(9000)]
 
@@ -259,15 +260,19 @@ def test_a_method_reads_its_stretch_of_a_text_and_nothing_behind_it(small, name)
         method = replace(method, strategy=LoRA(rank=2))
     sample, asked = long_reviews()
 
-    def answers(sample, asked):
-        return fitted(method, sample)([review.text for review in asked])
+    def learned(reviews):
+        model = fitted(method, reviews)
+        return lambda reviews: model([review.text for review in reviews])
 
-    given = answers(sample, asked)
-    beyond = [with_other_words(reviews, method.tokens) for reviews in (sample, asked)]
-    assert np.array_equal(answers(*beyond), given)
-    for change in (with_another_beginning, partial(with_other_words, place=method.tokens // 2)):  # the control
-        assert (answers(change(sample), asked) != given).any()
-        assert (answers(sample, change(asked)) != given).all()
+    beyond, within = (partial(with_other_words, place=place) for place in (method.tokens, method.tokens // 2))
+    model = learned(sample)
+    given = model(asked)
+    assert np.array_equal(model(beyond(asked)), given)
+    assert np.array_equal(learned(beyond(sample))(asked), given)
+    assert (model(within(asked)) != given).all() and (
+        model(with_another_beginning(asked)) != given
+    ).all()  # the control
+    assert (learned(within(sample))(asked) != given).any()
 
 
 def test_all_methods_read_the_same_stretch_but_for_those_that_say_another():
@@ -301,12 +306,12 @@ def by_hand(name, sample, asked, seed):
 @pytest.mark.parametrize("name", SMALL)
 def test_a_method_learns_as_its_setting_strategy_and_seed_say(small, name):
     asked = [review.text for review in FEW.test_texts("imdb")]
-    found = {run: fitted(SMALL[name], FEW.sample("imdb", *run), seed=run[1])(asked) for run in RUNS}
-    for run in RUNS:
-        wanted = by_hand(name, FEW.sample("imdb", *run), asked, run[1])
-        assert found[run].shape == (len(asked),) and np.array_equal(found[run], wanted)
-    other = by_hand(name, FEW.sample("imdb", 4, 0), asked, 1)  # the control: another seed for the same sample
-    assert np.array_equal(other, found[4, 0]) == (SMALL[name].base is None)
+    for labels, seed in ((4, 1), (8, 0)):
+        sample = FEW.sample("imdb", labels, seed)
+        found = fitted(SMALL[name], sample, seed=seed)(asked)
+        assert found.shape == (len(asked),) and np.array_equal(found, by_hand(name, sample, asked, seed))
+    other = fitted(SMALL[name], sample, seed=1)(asked)  # the control: another seed for the same sample
+    assert np.array_equal(other, found) == (SMALL[name].base is None)
 
 
 def spoiled(name):
@@ -386,7 +391,7 @@ def counted(small, monkeypatch):
     return asked
 
 
-@pytest.mark.parametrize("count", [1, 4, 5])
+@pytest.mark.parametrize("count", [1, 5])
 def test_a_stopped_recording_goes_on_without_repeating(counted, small, tmp_path_factory, count):
     whole = Record(record(tmp_path_factory.mktemp("whole"))).rows()
     counted.clear()

@@ -81,6 +81,12 @@ def few_of(split, source=None):
     return [review for review in reviews if source in (None, review.source)]
 
 
+@cache
+def normal_texts(split):
+    """{normalised text of a review: label}"""
+    return {normalize(review.text): review.label for review in few_of(split)}
+
+
 def see_few(monkeypatch):
     for module in (tasks, following, judging):
         for name, value in list(vars(module).items()):
@@ -104,7 +110,7 @@ def decoder():
 
 
 def short(*given, **options):
-    return generate(*given, **options | {"max_new_tokens": 14, "top_p": None})  # sorting takes most of the time
+    return generate(*given, **options | {"max_new_tokens": 12, "top_p": None})  # sorting takes most of the time
 
 
 def labelled(split):
@@ -161,7 +167,8 @@ def test_a_decoder_is_tuned_on_training_reviews_as_clear_as_is_said(few):
         assert written[name] == set(map(normalize, clear("train", label, 0.7)))
         assert written[name] != set(map(normalize, clear("train", label, 0.5)))  # the control
     assert written["begin"] == sentences_of("train") and not written["begin"] & sentences_of("test")
-    assert all(any(text in normalize(review.text) for review in few_of("train")) for text in written["begin"])
+    everything = " | ".join(normal_texts("train"))
+    assert all(text in everything for text in written["begin"])
 
 
 def test_examples_are_drawn_anew_in_each_epoch_and_fixed_by_the_seed(few):
@@ -219,7 +226,8 @@ def test_a_batch_holds_examples_of_like_length(few):
 def test_steps_are_fewer_where_reviews_give_fewer_examples(few):
     everything = len(make_examples(TASKS["continue"], 10**6))
     how = replace(HOW, examples={"continue": 10**6}, batch_size=10)
-    assert everything == 132 and how.steps == 2 * 14
+    assert 100 < everything < 1000 and everything % 10
+    assert how.steps == 2 * (everything // 10 + 1)
 
 
 # ---------------------------------------------------------------- tuning
@@ -321,7 +329,9 @@ def test_a_seed_decides_the_answers(few):
     one, again, other = (answers(model, prompts(), replace(SHORT, seed=seed)) for seed in (0, 0, 1))
     assert one == again and len(one) == 7
     assert all(text != changed for text, changed in zip(one, other, strict=True))
-    assert max(len(text.split()) for text in one) <= 6 < max(len(text.split()) for text in answers(model, prompts()))
+    assert (
+        max(len(text.split()) for text in one) <= 6 < max(len(text.split()) for text in answers(model, prompts()[:2]))
+    )
 
 
 def test_the_same_prompt_is_answered_otherwise_in_every_row_and_batch(few):
@@ -356,7 +366,7 @@ def stands_in(split, task, one):
         words = one.input.split()
         return any(sorted(text.split()[: len(words)]) == sorted(words) for text in sentences_of(split))
     parts = [one.input] if task.classifies else [one.input, one.output]
-    return all(any(normalize(part) in normalize(review.text) for review in few_of(split)) for part in parts)
+    return all(any(normalize(part) in text for text in normal_texts(split)) for part in parts)
 
 
 @pytest.mark.parametrize("name", TASKS)
@@ -814,21 +824,21 @@ def test_a_text_is_judged_right_by_its_label(few):
 
 def test_the_judge_learns_from_reviews_that_are_kept_for_it_and_from_their_sentences(few):
     texts, labels = judge_texts()
-    known = {normalize(review.text): review.label for review in few_of("judge")}
+    known = normal_texts("judge")
     assert texts[: len(known)] == [review.text for review in few_of("judge")]
     assert dict(zip(texts[len(known) :], labels[len(known) :], strict=True)) == labelled("judge")
     for text, label in zip(texts, labels, strict=True):
-        holding = {of for review, of in known.items() if normalize(text) in review}
-        assert label in holding
+        normal = normalize(text)
+        assert any(of == label and normal in review for review, of in known.items())
     for split in ("train", "test"):
-        others = {normalize(review.text) for review in few_of(split)} | set(labelled(split))
+        others = {*normal_texts(split), *labelled(split)}
         assert not others & set(map(normalize, texts))
 
 
 def test_a_judge_that_is_trained_again_is_saved_as_it_was_trained(few, monkeypatch, tmp_path):
     bare = lambda: (Classifier(copy.deepcopy(tiny_body())), course_tokenizer())
     quick = FineTuning(rate=0.02, epochs=2, max_tokens=200, head_strength=0.005, length_grouped=True)
-    texts, labels = (part[:40] for part in judge_texts())
+    texts, labels = (part[:24] for part in judge_texts())
     monkeypatch.setattr(judging, "_bare", bare)
     monkeypatch.setattr(judging, "TRAINING", quick)
     monkeypatch.setattr(judging, "STRATEGY", LoRA(rank=2))
@@ -840,7 +850,7 @@ def test_a_judge_that_is_trained_again_is_saved_as_it_was_trained(few, monkeypat
     trained, tokenizer = bare()  # by hand
     apply(trained, LoRA(rank=2), modules_to_save=["head"])
     fine_tune(trained, first_tokens(texts, tokenizer), labels, tokenizer, quick)
-    asked = [review.text for review in few_of("test", "rotten_tomatoes")]
+    asked = [review.text for review in few_of("test", "rotten_tomatoes")[:20]]
     wanted = Judge(trained, tokenizer).positive(asked)
     assert loaded.positive(asked) == pytest.approx(wanted, abs=1e-6)
     monkeypatch.setattr(judging, "judge_texts", lambda: (texts, [1 - label for label in labels]))  # the control
@@ -850,6 +860,30 @@ def test_a_judge_that_is_trained_again_is_saved_as_it_was_trained(few, monkeypat
 
 
 # ---------------------------------------------------------------- what the course ships
+
+SHIPPED = data.DATA_FOLDER / "records" / "following.jsonl"
+
+
+def test_the_shipped_record_holds_all_metrics_of_every_stage_and_was_made_with_todays_settings(monkeypatch):
+    if not SHIPPED.is_file():
+        pytest.skip("data/records/following.jsonl is not recorded yet: `course record following` makes it")
+    before, found = SHIPPED.read_bytes(), values(SHIPPED)
+    assert sorted(found) == sorted(wanted_rows("before", "first stage", "after"))
+    assert len(Record(SHIPPED).rows()) == len(found)
+    shares = {key: value for key, value in found.items() if key[1] != "median words"}
+    assert all(0 <= value <= 1 for value in shares.values())
+    of_tasks = {key: 100 * value for key, value in shares.items() if not key[0].endswith("reviews")}
+    assert all(abs(count - round(count)) < 1e-6 for count in of_tasks.values())  # of a hundred prompts
+
+    def begin(name):
+        raise InterruptedError("the settings are the same")
+
+    monkeypatch.setattr(following, "load_checkpoint", begin)
+    with pytest.raises(InterruptedError):
+        record_following(path=SHIPPED)
+    with pytest.raises(ValueError, match="begun with following"):  # the control
+        record_following(path=SHIPPED, how=Following(seed=1))
+    assert SHIPPED.read_bytes() == before
 
 
 @pytest.mark.slow
