@@ -20,8 +20,7 @@ from tiny import shaken
 
 from course_lib import plots
 from course_lib.data import course_tokenizer
-from course_lib.evaluation import at_threshold, first_tokens, fit_bag_of_words
-from course_lib.evaluation import judging as judging_module
+from course_lib.evaluation import at_threshold, explaining, first_tokens, fit_bag_of_words
 from course_lib.finetuning import Classifier, predictions
 from course_lib.generation import draw_tokens, generate, next_token_probabilities
 from course_lib.layers import TransformerConfig
@@ -556,7 +555,7 @@ def test_a_share_given_to_each_occurrence_in_full_would_be_noticed(monkeypatch):
         def __init__(self, columns):
             super().__init__((column, 1) for column in columns)
 
-    monkeypatch.setattr(judging_module, "Counter", Once)
+    monkeypatch.setattr(explaining, "Counter", Once)
     test_the_words_of_a_bag_sum_to_its_decision_less_the_intercept("a bad film")
     with pytest.raises(AssertionError):
         test_the_words_of_a_bag_sum_to_its_decision_less_the_intercept(REVIEWS[0])
