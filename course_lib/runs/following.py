@@ -155,7 +155,7 @@ def clear_reviews(decoder: Decoder, task: Task, how: Following, seed: int) -> li
     kept: dict[str, Instruction] = {}
     for one, text, sure in zip(asked, written, sure_N, strict=True):
         is_own = len(text.split()) in WORDS and not any(_is_copied(text))
-        if sure >= how.own.sure and is_own and not holds_slur(text):
+        if sure >= how.own.sure and is_own and "###" not in text and not holds_slur(text):  # no header in it
             kept.setdefault(normalize(text), Instruction(one.instruction, "", text))
     return list(kept.values())
 
@@ -232,8 +232,8 @@ def originality(written: Sequence[str]) -> tuple[float, float]:
     """The share of the runs of RUN words of written texts that stand in the text of tuning word for word, and the same
     share for as many sentences that people wrote and no model has read: what any reviews have in common."""
     people = [text for label in (0, 1) for text in clear_sentences("test", label, 0.9)[: len(written) // 2]]
-    shares = [np.mean([flag for text in texts for flag in _is_copied(text)]) for texts in (written, people)]
-    return float(shares[0]), float(shares[1])
+    flags = [[flag for text in texts for flag in _is_copied(text)] for texts in (written, people)]
+    return tuple(sum(part) / max(1, len(part)) for part in flags)
 
 
 def record_following(

@@ -32,9 +32,11 @@ class Judge:
 
     def positive(self, texts: Sequence[str]) -> np.ndarray:
         """float32 [N]: the probability that each text is positive; one without a word counts as undecided."""
-        shown = [text if text.strip() else "." for text in first_tokens(texts, course_tokenizer())]
+        read = first_tokens(texts, course_tokenizer())
+        has_word = [any(map(str.isalnum, text)) for text in read]
+        shown = [text if is_text else "." for text, is_text in zip(read, has_word, strict=True)]
         given_N = predictions(self.classifier, shown, self.tokenizer, max_tokens=MAX_TOKENS)[:, 1]
-        return np.where([bool(text.strip()) for text in texts], given_N, np.float32(0.5))
+        return np.where(has_word, given_N, np.float32(0.5))
 
     def is_right(self, texts: Sequence[str], labels: Sequence[int]) -> np.ndarray:
         """bool [N]: whether each text is judged as its label says."""
