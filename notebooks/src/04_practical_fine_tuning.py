@@ -1583,7 +1583,7 @@ table(
 decoder = load_checkpoint("decoder")
 vocabulary = tokenizer.vocabulary
 clinic_reviews = labelled_sample(SENTENCES["train"], 400, seed=5)
-clinic_examples = make_examples(TASKS["begin"], 64)
+clinic_examples = make_examples(TASKS["begin"], 192)
 clinic_dev_examples = make_examples(TASKS["begin"], 64, split="dev")
 
 # %% [markdown] name="clinic-split-story"
@@ -1646,7 +1646,7 @@ def losses_of_tuning(make_batch, steps=12):
     """The loss that is reported at the end of some steps, and that of answers to other prompts, in nats per token."""
     model = copy.deepcopy(decoder)
     rows = [encode(one, tokenizer, max_len=128).as_example() for one in clinic_examples]
-    batches = (as_batch(make_batch(rows[16 * (n % 4) : 16 * (n % 4) + 16])) for n in range(steps))
+    batches = (as_batch(make_batch(rows[16 * n : 16 * n + 16])) for n in range(steps))
     reported = [row.loss for row in train(model, batches, steps=steps, rate=1e-3)][-1]
     others = [encode(one, tokenizer, max_len=128).as_example() for one in clinic_dev_examples]
     answers_alone = as_batch(GenerationCollator(vocabulary)(others))
