@@ -228,7 +228,7 @@ def _write(model: Decoder, prompts: list[list[int]], uniform_BN: Tensor, is_stop
 def _read(model: Decoder, input_ids_BT: Tensor, is_real_BK: Tensor, cache: Cache | None) -> tuple[Tensor, Cache | None]:
     """Logits [B, V] behind the last of the new positions T, and the cache with them; K counts earlier ones too."""
     device, new = next(model.parameters()).device, slice(-input_ids_BT.shape[1], None)
-    position_BK = (is_real_BK.cumsum(1) - 1).clamp(min=0)  # padding takes no place
+    position_BK = masks.positions(is_real_BK)
     may_attend_BKK = masks.causal(is_real_BK.shape[1]) & masks.padding(is_real_BK)
     wanted_BT = torch.zeros_like(input_ids_BT, dtype=torch.bool)
     wanted_BT[:, -1] = True

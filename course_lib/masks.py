@@ -54,6 +54,15 @@ def padding(is_real_BT: Tensor) -> Tensor:
     return is_real_BT[:, None, :]
 
 
+def positions(is_real_BT: Tensor) -> Tensor:
+    """int64 [B, T]: each token's place among the real ones of its row; padding before a text takes none.
+
+    >>> positions(torch.tensor([[False, True, True]])).tolist()
+    [[0, 0, 1]]
+    """
+    return (is_real_BT.cumsum(1) - 1).clamp(min=0)
+
+
 def documents(document_ids_BT: Tensor) -> Tensor:
     """bool [B, T, T]: a packed row holds several documents, and each sees only itself.
 

@@ -143,8 +143,8 @@ class GenerationCollator:
         batch = _padded(rows, self.vocabulary, self.padding)
         is_learned_BT = self.padding.pad(learned, 0).bool()
         batch["labels"] = batch["input_ids"].masked_fill(~is_learned_BT, IGNORE_INDEX)
-        if self.padding.side == "left":  # padding before a text takes no place
-            batch["position_ids"] = (batch["attention_mask"].cumsum(1) - 1).clamp(min=0)
+        if self.padding.side == "left":
+            batch["position_ids"] = masks.positions(batch["attention_mask"])
         return batch
 
     def _joined(self, prompt: Sequence[int], response: Sequence[int]) -> tuple[list[int], list[int]]:
@@ -218,8 +218,8 @@ def as_batch(collated: Collated) -> Batch:
     position_BT = collated.get("position_ids")
     if "document_ids" in collated:
         may_attend_BQK = may_attend_BQK & masks.documents(collated["document_ids"])
-    elif position_BT is None and not is_real_BT[:, 0].all():  # padding before a text takes no place
-        position_BT = (is_real_BT.cumsum(1) - 1).clamp(min=0)
+    elif position_BT is None and not is_real_BT[:, 0].all():
+        position_BT = masks.positions(is_real_BT)
     return Batch(input_ids_BT, next_BT, may_attend_BQK, position_BT=position_BT)
 
 

@@ -132,7 +132,7 @@ def encode(body: nn.Module, input_ids_BT: Tensor, is_real_BT: Tensor) -> Tensor:
     Raises ValueError for padding before a text where the body counts positions from the row's first.
     """
     is_before = not bool(is_real_BT[:, 0].all())
-    position_BT = (is_real_BT.cumsum(1) - 1).clamp(min=0) if is_before else None
+    position_BT = masks.positions(is_real_BT) if is_before else None
     if isinstance(body, Decoder):
         may_attend_BQK = masks.causal(input_ids_BT.shape[1]).to(input_ids_BT.device) & masks.padding(is_real_BT.bool())
         return _hidden(body, input_ids_BT, may_attend_BQK, position_BT)
