@@ -193,6 +193,11 @@ def train(
         )
 
 
+def trained_weights(model: nn.Module) -> dict[str, Tensor]:
+    """{name: weight} of what is trained, as it stands: copy it to go back to it."""
+    return {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
+
+
 @dataclass
 class EarlyStopping:
     """Tells when the held-out loss has not fallen below its lowest for `patience` measurements in a row.

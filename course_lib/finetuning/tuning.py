@@ -24,7 +24,7 @@ from course_lib.optimizers import Optimizer, make_optimizer
 from course_lib.runtime import autocast, seeded
 from course_lib.schedules import Schedule
 from course_lib.tokenizer import Tokenizer
-from course_lib.training import EarlyStopping
+from course_lib.training import EarlyStopping, trained_weights
 
 DEAD = 1e-8  # a feature whose spread is below this share of the largest says nothing
 
@@ -175,7 +175,7 @@ def epochs(
         if measured:
             stopping.update(measured["held_out"])
             measured["is_best"] = measured["held_out"] == stopping.lowest
-            best = copy.deepcopy(_trained(classifier)) if measured["is_best"] else best
+            best = copy.deepcopy(trained_weights(classifier)) if measured["is_best"] else best
         read = sum(batch["input_ids"].numel() for batch in batches)
         yield Epoch(
             number=number + 1,
@@ -244,10 +244,6 @@ def _measured(
         "held_out": float(-np.log(np.maximum(of_label_N, 1e-30)).mean()),
         "accuracy": float((given_NC.argmax(1) == np.array(labels)).mean()),
     }
-
-
-def _trained(classifier: Classifier) -> dict[str, torch.Tensor]:
-    return {name: parameter.detach() for name, parameter in classifier.named_parameters() if parameter.requires_grad}
 
 
 def _check_labelled(texts: Sequence[str], labels: Sequence[int], classifier: Classifier) -> None:

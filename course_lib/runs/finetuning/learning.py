@@ -31,7 +31,7 @@ from course_lib.runs.finetuning.tuned import Base, Tuned, TunedClassifier, Tuned
 from course_lib.runtime import seeded
 from course_lib.schedules import Schedule
 from course_lib.tokenizer import Tokenizer
-from course_lib.training import EarlyStopping, StepRecord, held_out_loss, train
+from course_lib.training import EarlyStopping, StepRecord, held_out_loss, train, trained_weights
 
 LINES_AN_EPOCH = 4  # of steps, where an epoch is long enough
 
@@ -177,7 +177,7 @@ def _taught(
         is_best = row.held_out < stopping.lowest
         points.append(Point(row.step // an_epoch, _mean_loss(rows), row.held_out, is_best=is_best))
         progress(f"epoch {points[-1].epoch} of {how.epochs}: {points[-1]}")
-        best, rows = copy.deepcopy(_trained(decoder)) if is_best else best, []
+        best, rows = copy.deepcopy(trained_weights(decoder)) if is_best else best, []
         if stopping.update(row.held_out):
             break
     decoder.load_state_dict(best, strict=False)
@@ -218,10 +218,6 @@ def _batches(
 
 def _mean_loss(rows: Sequence[StepRecord]) -> float:
     return sum(row.loss * row.targets for row in rows) / sum(row.targets for row in rows)
-
-
-def _trained(model: nn.Module) -> dict[str, torch.Tensor]:
-    return {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
 
 
 def _fold_away(model: nn.Module, strategy: Strategy) -> None:
