@@ -31,6 +31,7 @@ from course_lib.pretrained import load_checkpoint
 from course_lib.records import Record
 from course_lib.runs import following, judging
 from course_lib.runs.following import (
+    LIKELIEST,
     MAX_LEN,
     RUN,
     Following,
@@ -569,6 +570,16 @@ def test_answers_are_counted_as_the_rules_and_the_judge_say(monkeypatch, name):
     assert (done.task, done.asked, done.written) == (TASKS[name], (ASKED,) * 8, tuple(WRITTEN))
 
 
+@pytest.mark.parametrize("name", TASKS)
+def test_the_likeliest_answer_counts_where_the_prompt_settles_it_and_a_drawn_one_elsewhere(monkeypatch, name):
+    used = []
+    monkeypatch.setattr(following, "answers", lambda decoder, asked, sampling: used.append(sampling) or list(WRITTEN))
+    for sampling in (None, SHORT):
+        assess(None, TASKS[name], [ASKED] * len(WRITTEN), sampling, judge=MadeUp())
+    is_drawn = name in ("positive", "negative", "continue")
+    assert used == [Sampling() if is_drawn else LIKELIEST, SHORT]
+
+
 def test_a_decoder_is_assessed_by_what_it_writes(few):
     model, task, sampling = decoder(), TASKS["negative"], replace(SHORT, max_new_tokens=3, seed=2)
     asked = held_out_prompts(task, 30)
@@ -685,7 +696,11 @@ def test_the_record_holds_all_metrics_of_every_stage(recording):
     assert {row["step"] for row in rows if not row["name"].endswith("reviews")} == {4}
     assert {row["step"] for row in rows if row["name"].endswith("reviews")} == {8}
     (sitting,) = Record(recording.path).provenance()
-    assert sitting["following"] == asdict(HOW) and sitting["sampling"] == asdict(Sampling()) and sitting["count"] == 4
+    assert (
+        sitting["following"] == asdict(HOW)
+        and sitting["sampling"] == [asdict(Sampling()), asdict(LIKELIEST)]
+        and sitting["count"] == 4
+    )
     stages = [[row["value"] for row in rows if row["name"].startswith(when)] for when in ("before", "first", "after")]
     assert stages[0] != stages[1] != stages[2] != stages[0]  # the control: tuning changes what is measured
     assert len(recording.said) == 3 * len(TASKS)

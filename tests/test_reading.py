@@ -45,7 +45,7 @@ def test_only_adapter_and_head_learn_from_training_texts_alone(monkeypatch):
 
 def test_the_shipped_reader_fills_in_a_word_of_praise_or_blame():
     reader, tokenizer = bare_reader()
-    reading.load_adapter(reader, reading.FOLDER)
+    reading.load_adapter(reader, reading.READER_FOLDER)
     body, _ = load_reader()
     assert torch.allclose(hidden(body), hidden(reader), atol=1e-4)
     assert not torch.allclose(hidden(body), hidden(load_minilm()[0]), atol=0.1)  # the control

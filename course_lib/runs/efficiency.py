@@ -1,5 +1,5 @@
 """How many labels does it take? From 50 to 3,000, on reviews and on single sentences: a bag of words, a model of random
-weights, the course's own encoder, and MiniLM, fine-tuned in full and by LoRA.
+weights, the course's own encoder, and MiniLM, fine-tuned in full and by LoRA, and after it has read on.
 
 Every method reads the same stretch of each text and is judged on the same texts.
 """
@@ -22,6 +22,7 @@ from course_lib.model import Encoder, LanguageModel
 from course_lib.peft import LoRA, Strategy, apply
 from course_lib.pretrained import CHECKPOINTS_FOLDER, load_checkpoint, load_minilm, minilm_folder
 from course_lib.records import Record, check_same
+from course_lib.runs.reading import READER_FOLDER, load_reader
 from course_lib.runs.transfer import PRETRAINED, SCRATCH
 from course_lib.runtime import pick_device
 from course_lib.tokenizer import Tokenizer
@@ -33,7 +34,8 @@ Settings = Mapping[int, FineTuning]  # by number of labels; that of the nearest 
 
 @dataclass(frozen=True)
 class Method:
-    """base: "minilm", "encoder" (the course's), "scratch" (its random weights), or None for a bag of words.
+    """base: "minilm", "reader" (MiniLM that has read on), "encoder" (the course's), "scratch" (its random weights), or
+    None for a bag of words.
     strategy: how it is fine-tuned, in full where there is none. tokens: how much of a text it reads, in tokens of the
     course's tokenizer. sources: of which texts it is tried on."""
 
@@ -59,6 +61,7 @@ def _settings(by_labels: Mapping[int, tuple[float, int]], **more: object) -> Set
 # MiniLM's head learns together with the rest: fitted first, it holds on to what little the frozen features tell of
 # sentiment, and fine-tuning stays there. The course's encoder was trained on reviews, and its head is fitted first.
 MINILM = _settings({100: (1e-4, 10), 500: (1e-4, 6), 1000: (1e-4, 4), 3000: (1e-4, 3)}, head_first=False)
+READER = _settings({n: (how.rate, how.epochs) for n, how in MINILM.items()}, head_strength=0.005)
 MINILM_LORA = _settings({100: (5e-4, 20), 500: (5e-4, 10), 1000: (5e-4, 6), 3000: (5e-4, 4)}, head_first=False)
 ENCODER_LORA = _settings({100: (2e-3, 8), 500: (1e-3, 5), 3000: (1e-3, 3)}, head_strength=0.005)
 SCRATCH_OF_MANY = FineTuning(rate=1e-4, epochs=8, head_first=False)  # at 3e-4 some samples end in a constant answer
@@ -70,6 +73,7 @@ METHODS: dict[str, Method] = {
     "encoder, LoRA": Method("encoder", ENCODER_LORA, LORA),
     "MiniLM": Method("minilm", MINILM),
     "MiniLM, LoRA": Method("minilm", MINILM_LORA, LORA),
+    "MiniLM, read on": Method("reader", READER, sources=("imdb",)),
     "bag of words, 256": Method(None, {}, tokens=256, sources=("imdb",)),
     "MiniLM, 256": Method("minilm", MINILM, tokens=256, sources=("imdb",)),
 }
@@ -101,8 +105,8 @@ class Efficiency:
 @cache
 def base_of(name: str, seed: int = 0) -> tuple[LanguageModel, Tokenizer]:
     """A base and its tokenizer, read once. Work on a copy of it."""
-    if name == "minilm":
-        return load_minilm()
+    if name in ("minilm", "reader"):
+        return load_minilm() if name == "minilm" else load_reader()
     encoder = load_checkpoint("encoder")
     return (new_model(Encoder, encoder.config, seed=seed) if name == "scratch" else encoder), course_tokenizer()
 
@@ -186,6 +190,7 @@ def about(efficiency: Efficiency) -> dict:
     """What the record says of how it was made."""
     return {
         "minilm_sha256": sha256_of(minilm_folder() / "model.safetensors"),
+        "reader_sha256": sha256_of(READER_FOLDER / "adapter_model.safetensors"),
         "encoder_sha256": sha256_of(CHECKPOINTS_FOLDER / "encoder" / "model.safetensors"),
         "methods": {
             name: asdict(method) | {"settings": {str(n): how.described() for n, how in method.settings.items()}}
@@ -199,9 +204,9 @@ def _check_begun(record: Record) -> None:
     """A method may be new to the file; those that it knows must be what they are today."""
     now = json.loads(json.dumps(record.about))  # as it is read back
     for sitting in record.provenance() if record.path.exists() else []:
-        begun, wanted = ({**about, **about["methods"]} for about in (sitting, now))
-        names = (begun.keys() & wanted.keys()) - {"methods"}
-        check_same({name: begun[name] for name in names}, {name: wanted[name] for name in names})
+        begun, wanted = ({**about, **about.get("methods", {})} for about in (sitting, now))
+        names = (begun.keys() & wanted.keys()) - {"methods"} | {"efficiency"}
+        check_same({name: begun.get(name) for name in names}, {name: wanted[name] for name in names})
 
 
 def _keys(source: str, labels: int, seed: int, name: str) -> dict:

@@ -93,12 +93,15 @@ class Following:
 
 @dataclass(frozen=True)
 class Sampling:
-    """How answers are drawn."""
+    """How answers are drawn: here, where many are right."""
 
-    temperature: float = 0.9
+    temperature: float = 1.0
     top_p: float | None = 0.9
     max_new_tokens: int = 60
     seed: int = 0
+
+
+LIKELIEST = Sampling(temperature=0.0, top_p=None)  # where the words of the answer are given
 
 
 def tuning_examples(how: Following, epoch: int) -> list[Encoded]:
@@ -119,7 +122,7 @@ def follow(decoder: Decoder, how: Following, *, steps: int | None = None) -> Ite
     """
     if not hasattr(decoder, STATE):
         apply(decoder, how.strategy, seed=how.seed)
-    steps = steps or how.steps
+    steps = how.steps if steps is None else steps
     rate = Schedule("linear", how.rate, steps, warmup=min(50, steps // 5))
     optimizer = make_optimizer(decoder, weight_decay=0.0, betas=(0.9, 0.98))
     yield from train(decoder, tuning_batches(how), steps=steps, rate=rate, optimizer=optimizer)
@@ -136,9 +139,9 @@ def refine_once(decoder: Decoder, how: Following, number: int) -> Iterator[StepR
     """One round of it, counted from 0."""
     seed = 1000 * how.seed + 500 + 100 * number
     own = [example for name in ("positive", "negative") for example in clear_reviews(decoder, TASKS[name], how, seed)]
-    n_others = len(_made(how.own.others, how, seed))
-    steps = how.own.epochs * -(-(len(own) + n_others) // how.batch_size)
-    batches = _batches(lambda epoch: _encoded([*own, *_made(how.own.others, how, seed + epoch)]), how)
+    epochs = [[*own, *_made(how.own.others, how, seed + epoch)] for epoch in range(how.own.epochs)]
+    steps = sum(-(-len(examples) // how.batch_size) for examples in epochs)
+    batches = _batches(lambda epoch: _encoded(epochs[epoch]), how)
     rate = Schedule("linear", how.own.rate, steps, warmup=min(20, steps // 5))
     optimizer = make_optimizer(decoder, weight_decay=0.0, betas=(0.9, 0.98))
     yield from train(decoder, batches, steps=steps, rate=rate, optimizer=optimizer)
@@ -212,19 +215,20 @@ def assess(
     decoder: Decoder,
     task: Task,
     asked: Sequence[Instruction],
-    sampling: Sampling = Sampling(),
+    sampling: Sampling | None = None,
     *,
     judge: Judge | None = None,
 ) -> Assessed:
-    """Let a decoder answer prompts of a task, and judge the answers."""
-    judge = judge or load_judge()
-    written = answers(decoder, asked, sampling)
+    """Let a decoder answer prompts of a task, and judge the answers. sampling: where none is given, LIKELIEST for a
+    task whose answer, or how it begins, is settled by the prompt."""
+    is_settled = task.classifies or task.begins or task.repeats
+    written = answers(decoder, asked, sampling or (LIKELIEST if is_settled else Sampling()))
     obeyed = np.array([task.obeyed(one, text) for one, text in zip(asked, written, strict=True)])
     as_asked = None
     if task.classifies:
         as_asked = np.array([normalize(text) == one.output for one, text in zip(asked, written, strict=True)])
     elif task.sentiment is not None:
-        as_asked = (judge.positive(written) >= 0.5) == bool(task.sentiment)
+        as_asked = ((judge or load_judge()).positive(written) >= 0.5) == bool(task.sentiment)
     return Assessed(task, tuple(asked), tuple(written), obeyed, as_asked)
 
 
@@ -247,7 +251,7 @@ def record_following(
     """Tune the decoder to follow instructions, save its adapter, and write down how it answers `count` prompts of each
     task: before tuning, after the first stage, and after both. An adapter that is there already is only judged."""
     how = how or Following()
-    about = {"following": asdict(how), "sampling": asdict(Sampling()), "count": count}
+    about = {"following": asdict(how), "sampling": [asdict(Sampling()), asdict(LIKELIEST)], "count": count}
     about["decoder_sha256"] = sha256_of(CHECKPOINTS_FOLDER / "decoder" / "model.safetensors")
     record = Record(path, command="course record following", about=about)
     record.check_about()

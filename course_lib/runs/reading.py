@@ -18,7 +18,7 @@ from course_lib.schedules import Schedule
 from course_lib.tokenizer import Tokenizer
 from course_lib.training import StepRecord, train
 
-FOLDER = DATA_FOLDER / "adapters" / "reader"
+READER_FOLDER = DATA_FOLDER / "adapters" / "reader"
 HEAD = "cls"  # MiniLM was published without one: this one begins random, and is trained whole
 
 
@@ -26,7 +26,7 @@ HEAD = "cls"  # MiniLM was published without one: this one begins random, and is
 class Reading:
     """How MiniLM reads on. The rate rises over 50 steps, then falls to 0."""
 
-    steps: int = 1300
+    steps: int = 3000
     batch_size: int = 16
     row_length: int = 128
     rate: float = 1e-3
@@ -63,7 +63,7 @@ def bare_reader() -> tuple[Encoder, Tokenizer]:
 def load_reader() -> tuple[Encoder, Tokenizer]:
     """MiniLM after it has read on, as `load_minilm` gives the one of before: without a head. Work on a copy of it."""
     reader, tokenizer = bare_reader()
-    load_adapter(reader, FOLDER)
+    load_adapter(reader, READER_FOLDER)
     merge_and_unload(reader)
     body = Encoder(reader.config, head=False)
     body.load_state_dict({n: w for n, w in reader.state_dict().items() if not n.startswith(f"{HEAD}.")})
@@ -71,7 +71,7 @@ def load_reader() -> tuple[Encoder, Tokenizer]:
 
 
 def record_reader(
-    *, folder: Path = FOLDER, how: Reading | None = None, progress: Callable[[str], None] = print
+    *, folder: Path = READER_FOLDER, how: Reading | None = None, progress: Callable[[str], None] = print
 ) -> Path:
     """Let MiniLM read on, and save the adapter."""
     how = how or Reading()

@@ -13,3 +13,20 @@ def chapter(request, tmp_path_factory):
     with open_chapter(folder, request.module.CHAPTER) as opened:
         opened.run_all()
         yield opened
+
+
+@pytest.fixture
+def move_slider(chapter, tmp_path):
+    """Press keys on a slider: its figure is drawn anew, it shows the value, and no banner reports an error."""
+
+    def move(name, keys, shown):
+        slider = chapter.slider(name)
+        assert name in slider.name()
+        for key in keys:
+            slider.press(key)
+        chapter.wait_until_idle()
+        assert slider.readout() == shown
+        assert [text for text in chapter.banners() if text.strip()] == []
+        chapter.page.screenshot(path=tmp_path / f"{name}.png")
+
+    return move

@@ -12,15 +12,8 @@ def test_run_all_leaves_no_error_in_the_notebook(chapter):
 
 
 @pytest.mark.parametrize(("name", "keys", "shown"), [("alpha", ["Home", "ArrowRight"], "2"), ("length", ["Home"], "0")])
-def test_a_slider_moved_by_keyboard_redraws_its_figure(chapter, name, keys, shown, tmp_path):
-    slider = chapter.slider(name)
-    assert name in slider.name()
-    for key in keys:
-        slider.press(key)
-    chapter.wait_until_idle()
-    assert slider.readout() == shown
-    assert [text for text in chapter.banners() if text.strip()] == []
-    chapter.page.screenshot(path=tmp_path / f"{name}.png")
+def test_a_slider_moved_by_keyboard_redraws_its_figure(move_slider, name, keys, shown):
+    move_slider(name, keys, shown)
 
 
 def test_no_script_error_and_no_request_off_loopback(chapter):
