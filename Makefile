@@ -5,6 +5,7 @@ PYTEST_FLAGS ?=
 BIN := .venv/bin
 READY := .venv/.ready
 CELL_TIMEOUT := 240
+TWO_AT_A_TIME := $(BIN)/python -m pytest -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
 .PHONY: help lab run test quick lint notebooks record bench browser
@@ -23,11 +24,12 @@ run: $(READY)  ## execute every chapter without a browser, and print a table
 	@$(BIN)/course run $(CHAPTER)
 
 test: lint  ## everything: lint, tests, doctests, every notebook, a real browser
+	$(TWO_AT_A_TIME) -m "not browser" tests course_lib $(PYTEST_FLAGS)
 	$(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=$(CELL_TIMEOUT) \
-		tests course_lib notebooks $(PYTEST_FLAGS)
+		notebooks tests/browser $(PYTEST_FLAGS)
 
 quick: lint  ## lint and the fast tests
-	$(BIN)/python -m pytest -m "not slow and not browser and not gpu" tests course_lib $(PYTEST_FLAGS)
+	$(TWO_AT_A_TIME) -m "not slow and not browser and not gpu" tests course_lib $(PYTEST_FLAGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .
