@@ -109,7 +109,8 @@ class TrainingLab(widgets.VBox):
 
     def close(self) -> None:
         """Stop, and take the lab off the page."""
-        self.stop()
+        if hasattr(self, "bench"):  # it has none where it was refused, and is closed all the same
+            self.stop()
         super().close()
 
     def picture(self) -> plots.Picture:
