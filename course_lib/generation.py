@@ -16,6 +16,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from course_lib import masks
+from course_lib.layers import Preallocated
 from course_lib.model import Cache, Decoder, Encoder, evaluating
 from course_lib.tokenizer import Tokenizer
 from course_lib.vocabulary import Vocabulary
@@ -46,16 +47,11 @@ def next_token_probabilities(
     [0.66..., 0.33..., 0.0, 0.0]
     """
     _check_sampling(temperature, top_k, top_p, repetition_penalty)
-    scores_BV = logits_BV.detach().cpu().double()
-    if repetition_penalty != 1:
-        scores_BV = _penalised(scores_BV, seen_BV, repetition_penalty)
-    if allowed_V is not None:
-        scores_BV = scores_BV.masked_fill(~allowed_V.cpu(), -math.inf)
-    best_B1 = scores_BV.amax(-1, keepdim=True)
-    if not best_B1.isfinite().all():
-        raise ValueError("logits_BV hold nan or inf, or a row without a token allowed: has the model's loss diverged?")
+    scores_BV = _scores(logits_BV, repetition_penalty, seen_BV, allowed_V)
     if temperature == 0:
         return F.one_hot(scores_BV.argmax(-1), scores_BV.shape[-1]).double()
+    scores_BV = scores_BV.double()
+    best_B1 = scores_BV.amax(-1, keepdim=True)
     scores_BV = (scores_BV - best_B1) / temperature  # the best is 0, so that a temperature near 0 overflows nothing
     if top_k is not None:
         least_B1 = scores_BV.topk(min(top_k, scores_BV.shape[-1])).values[:, -1:]
@@ -188,6 +184,28 @@ def fill_in(
     ]
 
 
+def _scores(
+    logits_BV: Tensor, repetition_penalty: float = 1.0, seen_BV: Tensor | None = None, allowed_V: Tensor | None = None
+) -> Tensor:
+    """[B, V] on the CPU: the logits, less what a penalty takes, -inf where no token may come."""
+    scores_BV = logits_BV.detach().cpu()
+    if repetition_penalty != 1:
+        scores_BV = _penalised(scores_BV.double(), seen_BV, repetition_penalty)
+    if allowed_V is not None:
+        scores_BV = scores_BV.masked_fill(~allowed_V.cpu(), -math.inf)
+    if not scores_BV.amax(-1).isfinite().all():
+        raise ValueError("logits_BV hold nan or inf, or a row without a token allowed: has the model's loss diverged?")
+    return scores_BV
+
+
+def _next_tokens(logits_BV: Tensor, uniform_B: Tensor, *, temperature: float, **options: Any) -> Tensor:
+    """int64 [B]: what comes next; the greedy choice needs no distribution."""
+    if temperature == 0:
+        shaping = ("repetition_penalty", "seen_BV", "allowed_V")
+        return _scores(logits_BV, *(options[name] for name in shaping)).argmax(-1)
+    return draw_tokens(next_token_probabilities(logits_BV, temperature=temperature, **options), uniform_B)
+
+
 def _penalised(scores_BV: Tensor, seen_BV: Tensor | None, penalty: float) -> Tensor:
     if seen_BV is None:
         raise ValueError(f"repetition_penalty is {penalty} and seen_BV is not given: say which tokens each row holds")
@@ -215,7 +233,9 @@ def _write(model: Decoder, prompts: list[list[int]], uniform_BN: Tensor, is_stop
     cache, written, has_stopped_B = None, [], torch.zeros(len(prompts), dtype=torch.bool)
     for uniform_B in uniform_BN.unbind(1):
         logits_BV, cache = _read(model, input_ids_BT, is_real_BK, cache)
-        new_B = draw_tokens(next_token_probabilities(logits_BV, seen_BV=seen_BV, **sampling), uniform_B)
+        if not written:
+            cache = [Preallocated(seen, room=uniform_BN.shape[1]) for seen in cache]
+        new_B = _next_tokens(logits_BV, uniform_B, seen_BV=seen_BV, **sampling)
         written.append(new_B)
         has_stopped_B |= is_stop_V[new_B]
         if has_stopped_B.all():
@@ -229,12 +249,12 @@ def _read(model: Decoder, input_ids_BT: Tensor, is_real_BK: Tensor, cache: Cache
     """Logits [B, V] behind the last of the new positions T, and the cache with them; K counts earlier ones too."""
     device, new = next(model.parameters()).device, slice(-input_ids_BT.shape[1], None)
     position_BK = masks.positions(is_real_BK)
-    may_attend_BKK = masks.causal(is_real_BK.shape[1]) & masks.padding(is_real_BK)
+    may_attend_BTK = masks.causal(is_real_BK.shape[1])[:, new] & masks.padding(is_real_BK)
     wanted_BT = torch.zeros_like(input_ids_BT, dtype=torch.bool)
     wanted_BT[:, -1] = True
     output = model(
         input_ids_BT.to(device),
-        may_attend_BKK[:, new].to(device),
+        may_attend_BTK.to(device),
         position_BT=position_BK[:, new].to(device),
         wanted_BT=wanted_BT.to(device),
         cache=cache,

@@ -8,6 +8,7 @@ E channel of the model.
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -15,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-KeyValues = tuple[Tensor, Tensor]  # keys and values, [B, H, K, D] each
+KeyValues = Sequence[Tensor]  # keys and values, [B, H, K, D] each: a pair, or Preallocated
 Rotation = tuple[Tensor, Tensor]  # cosine and sine, [B or 1, 1, T, D / 2] each
 
 ACTIVATIONS = {"gelu": F.gelu, "gelu_new": lambda x: F.gelu(x, approximate="tanh"), "relu": F.relu}
@@ -131,10 +132,45 @@ def merge_heads(x_BHTD: Tensor) -> Tensor:
     return x_BHTD.transpose(1, 2).flatten(2)
 
 
+class Preallocated(Sequence):
+    """Keys and values with room for those of `room` more positions: going on writes them there, and copies nothing
+    that is there already. It is changed by that, so it serves one continuation.
+
+    >>> seen = Preallocated((torch.zeros(1, 1, 2, 4), torch.zeros(1, 1, 2, 4)), room=3)
+    >>> extend(seen, torch.ones(1, 1, 1, 4), torch.ones(1, 1, 1, 4))[0].shape
+    torch.Size([1, 1, 3, 4])
+    """
+
+    def __init__(self, seen: KeyValues, room: int) -> None:
+        self.length = seen[0].shape[2]
+        self._whole = [F.pad(part_BHKD, (0, 0, 0, room)) for part_BHKD in seen]
+
+    def __len__(self) -> int:
+        return 2
+
+    def __getitem__(self, which: int) -> Tensor:
+        return self._whole[which][:, :, : self.length]
+
+    def extended(self, *new: Tensor) -> "Preallocated":
+        """Itself, with these keys and values behind the others.
+
+        Raises ValueError where there is no room for them.
+        """
+        end, room = self.length + new[0].shape[2], self._whole[0].shape[2]
+        if end > room:
+            raise ValueError(f"{end} positions do not fit the {room} that there is room for: ask for more")
+        for whole_BHKD, new_BHTD in zip(self._whole, new, strict=True):
+            whole_BHKD[:, :, self.length : end] = new_BHTD
+        self.length = end
+        return self
+
+
 def extend(earlier: KeyValues | None, k_BHTD: Tensor, v_BHTD: Tensor) -> KeyValues:
     """Keys and values with earlier ones before them."""
     if earlier is None:
         return k_BHTD, v_BHTD
+    if isinstance(earlier, Preallocated):
+        return earlier.extended(k_BHTD, v_BHTD)
     return torch.cat([earlier[0], k_BHTD], dim=2), torch.cat([earlier[1], v_BHTD], dim=2)
 
 
