@@ -61,7 +61,6 @@ def _settings(by_labels: Mapping[int, tuple[float, int]], **more: object) -> Set
 # MiniLM's head learns together with the rest: fitted first, it holds on to what little the frozen features tell of
 # sentiment, and fine-tuning stays there. The course's encoder was trained on reviews, and its head is fitted first.
 MINILM = _settings({100: (1e-4, 10), 500: (1e-4, 6), 1000: (1e-4, 4), 3000: (1e-4, 3)}, head_first=False)
-READER = _settings({n: (how.rate, how.epochs) for n, how in MINILM.items()}, head_strength=0.005)
 MINILM_LORA = _settings({100: (5e-4, 20), 500: (5e-4, 10), 1000: (5e-4, 6), 3000: (5e-4, 4)}, head_first=False)
 ENCODER_LORA = _settings({100: (2e-3, 8), 500: (1e-3, 5), 3000: (1e-3, 3)}, head_strength=0.005)
 SCRATCH_OF_MANY = FineTuning(rate=1e-4, epochs=8, head_first=False)  # at 3e-4 some samples end in a constant answer
@@ -73,7 +72,7 @@ METHODS: dict[str, Method] = {
     "encoder, LoRA": Method("encoder", ENCODER_LORA, LORA),
     "MiniLM": Method("minilm", MINILM),
     "MiniLM, LoRA": Method("minilm", MINILM_LORA, LORA),
-    "MiniLM, read on": Method("reader", READER, sources=("imdb",)),
+    "MiniLM, read on": Method("reader", MINILM, sources=("imdb",)),
     "bag of words, 256": Method(None, {}, tokens=256, sources=("imdb",)),
     "MiniLM, 256": Method("minilm", MINILM, tokens=256, sources=("imdb",)),
 }
