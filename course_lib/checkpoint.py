@@ -5,6 +5,7 @@ A checkpoint is a folder `step_N` that is whole or absent: the model's own files
 what the run is about, and the SHA-256 of every other file and of itself.
 """
 
+import contextlib
 import hashlib
 import io
 import json
@@ -13,14 +14,14 @@ import pickle
 import random
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from course_lib.files import read_text, remove_folder, remove_leftovers, write_folder
+from course_lib.files import new_folder, read_text, remove_folder, remove_leftovers, sha256_of
 
 MANIFEST, STATE = "checkpoint.json", "state.pt"
 KEYS, OWN_HASH = {"step", "score", "pinned", "about", "files"}, "sha256"  # of the manifest
@@ -73,21 +74,29 @@ class Checkpoints:
         Raises OSError naming the checkpoint that is left where the disk is full or read-only; ValueError for a state
         that could not be read back, or a score that is not finite.
         """
+        with self.filling(step, state, about=about, score=score, pinned=pinned) as folder:
+            for name, content in files.items():
+                (folder / name).write_bytes(content)
+        return self._path(step)
+
+    @contextlib.contextmanager
+    def filling(
+        self, step: int, state: Mapping, *, about: Mapping, score: float | None = None, pinned: bool = False
+    ) -> Iterator[Path]:
+        """A folder to put a checkpoint's files into; otherwise as `save`, which puts in those that it is handed."""
         if score is not None and not math.isfinite(score):
             raise ValueError(f"score is {score}: give a finite held-out loss, or None where it was not measured")
-        contents = {**files, STATE: _state_bytes(state)}
-        manifest = {
-            "step": step,
-            "score": score,
-            "pinned": pinned,
-            "about": dict(about),
-            "files": {name: _sha256(content) for name, content in contents.items()},
-        }
-        manifest = json.loads(json.dumps(manifest))  # as it will be read back
-        contents[MANIFEST] = json.dumps(manifest | {OWN_HASH: _hash_of_manifest(manifest)}, indent=2)
+        facts, written = {"step": step, "score": score, "pinned": pinned, "about": dict(about)}, _state_bytes(state)
+        json.dumps(facts)  # refuses what cannot be written before anything is
         try:
             remove_leftovers(self.folder)
-            folder = write_folder(self._path(step), contents)
+            with new_folder(self._path(step)) as folder:
+                (folder / STATE).write_bytes(written)
+                yield folder
+                files = {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
+                manifest = json.loads(json.dumps(facts | {"files": files}))  # as it will be read back
+                whole = manifest | {OWN_HASH: _hash_of_manifest(manifest)}
+                (folder / MANIFEST).write_text(json.dumps(whole, indent=2), "utf-8")
         except OSError as error:
             left = f"step {self.steps()[-1]} is the last good one" if self.steps() else "none was written before"
             raise OSError(
@@ -97,7 +106,6 @@ class Checkpoints:
                 str(self.folder),
             ) from None
         self._prune(step)
-        return folder
 
     def steps(self) -> list[int]:
         """The steps of all checkpoints, whole or damaged, in order."""

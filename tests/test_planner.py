@@ -9,15 +9,17 @@ import pytest
 import torch
 from few import few
 
-from course_lib import planner
+from course_lib import architectures
+from course_lib.architectures import ARCHITECTURES, QUERY_AND_VALUE, Architecture, architecture, dimensions_of, skeleton
 from course_lib.layers import TransformerConfig
 from course_lib.model import Decoder, Encoder
 from course_lib.peft import Adapter, BitFit, Full, LoRA, Prefix, apply
 from course_lib.peft.prefix import Dimensions
-from course_lib.planner import ARCHITECTURES, QUERY_AND_VALUE, Architecture, skeleton, trained_parameters
+from course_lib.planner import counting, trained_parameters
 
 SMALL = {  # every layout, no two dimensions alike, heads of keys and values shared in the last
     "bert": Architecture("bert", 60, 16, 3, 2, 24, 32, "made up"),
+    "roformer": Architecture("roformer", 60, 16, 3, 2, 24, 32, "made up"),
     "gpt2": Architecture("gpt2", 60, 16, 3, 2, 24, 32, "made up"),
     "llama": Architecture("llama", 60, 16, 3, 4, 24, 32, "made up"),
     "grouped llama": Architecture("llama", 60, 16, 3, 4, 24, 32, "made up", n_kv_heads=2),
@@ -25,8 +27,20 @@ SMALL = {  # every layout, no two dimensions alike, heads of keys and values sha
 ALL = SMALL | ARCHITECTURES
 RANKS = [*itertools.product(SMALL, (1, 4)), *((name, 8) for name in ARCHITECTURES)]
 WITH_BIASES = [name for name, a in ALL.items() if a.layout != "llama"]
-# numbers without BERT's pooler (a matrix and a bias that only its second objective used), as they were published
-PUBLISHED = {"BERT-base": 109_482_240 - 768 * 769, "GPT-2": 124_439_808, "Llama-2-7B": 6_738_415_616}
+# numbers in the published weights, without BERT's pooler (a matrix and a bias that only its second objective used)
+PUBLISHED = {
+    "BERT-base": 109_482_240 - 768 * 769,
+    "BERT-large": 335_141_888 - 1024 * 1025,
+    "GPT-2": 124_439_808,
+    "GPT-2 medium": 354_823_168,
+    "GPT-2 large": 774_030_080,
+    "GPT-2 XL": 1_557_611_200,
+    "LLaMA-65B": 65_285_660_672,
+    "Llama-2-7B": 6_738_415_616,
+    "Llama-2-13B": 13_015_864_320,
+    "Llama-2-70B": 68_976_648_192,
+    "Llama-3-8B": 8_030_261_248,
+}
 
 
 def narrow(a):
@@ -40,7 +54,7 @@ def matrices(a):
     if a.layout == "gpt2":
         return {"attn.c_attn": (wide, 3 * wide), "attn.c_proj": (wide, wide),
                 "mlp.c_fc": (wide, inner), "mlp.c_proj": (inner, wide)}  # fmt: skip
-    if a.layout == "bert":
+    if a.layout in ("bert", "roformer"):
         attention = dict.fromkeys(("query", "key", "value", "attention.output.dense"), (wide, wide))
         return attention | {"intermediate.dense": (wide, inner), "output.dense": (inner, wide)}
     attention = {"q_proj": (wide, wide), "k_proj": (wide, narrow(a)), "v_proj": (wide, narrow(a)),
@@ -59,7 +73,8 @@ def total(a):
     norms = 2 * a.n_layers + 1
     if a.layout == "llama":  # two tables, no biases, no positions
         return a.n_layers * block + norms * a.d_model + 2 * a.vocab_size * a.d_model
-    tables = a.vocab_size + a.max_len + (2 if a.layout == "bert" else 0)  # BERT's two kinds of segments
+    tables = a.vocab_size + (0 if a.layout == "roformer" else a.max_len)
+    tables += 0 if a.layout == "gpt2" else 2  # BERT's two kinds of segments
     return a.n_layers * block + norms * a.d_model + n_biases(a) + tables * a.d_model
 
 
@@ -79,13 +94,13 @@ def numbers_of(model):
 # what a skeleton is
 
 
-@pytest.mark.parametrize("name", ARCHITECTURES)
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_a_skeleton_has_as_many_numbers_as_were_published(name):
     assert numbers_of(skeleton(ARCHITECTURES[name])) == PUBLISHED[name]
 
 
 def test_the_check_above_refuses_a_head_that_was_not_published(monkeypatch):
-    monkeypatch.setattr(planner, "Encoder", lambda config, head: Encoder(config, head=True))
+    monkeypatch.setattr(architectures, "Encoder", lambda config, head: Encoder(config, head=True))
     assert numbers_of(skeleton(ARCHITECTURES["BERT-base"])) != PUBLISHED["BERT-base"]
 
 
@@ -94,11 +109,12 @@ def test_a_skeleton_has_as_many_numbers_as_its_dimensions_say(name):
     assert numbers_of(skeleton(ALL[name])) == total(ALL[name])
 
 
-@pytest.mark.parametrize("layout", ["bert", "gpt2"])
+@pytest.mark.parametrize("layout", ["bert", "roformer", "gpt2"])
 def test_a_skeleton_has_the_names_and_shapes_of_a_built_model(layout):
     a = SMALL[layout]
-    config = TransformerConfig(a.vocab_size, a.d_model, a.n_layers, a.n_heads, a.d_ff, a.max_len)
-    built = Encoder(config, head=False) if layout == "bert" else Decoder(config)
+    positions = "rotary" if layout == "roformer" else "learned"
+    config = TransformerConfig(a.vocab_size, a.d_model, a.n_layers, a.n_heads, a.d_ff, a.max_len, positions)
+    built = Decoder(config) if layout == "gpt2" else Encoder(config, head=False)
     shapes = lambda model: {name: tuple(p.shape) for name, p in model.named_parameters()}
     assert shapes(skeleton(a)) == shapes(built)
     assert shapes(skeleton(replace(a, d_ff=25))) != shapes(built)
@@ -108,8 +124,8 @@ def test_a_skeleton_has_the_names_and_shapes_of_a_built_model(layout):
 @pytest.mark.parametrize("strategy", [Full(), LoRA(rank=2), Adapter(2), Prefix(2, None)], ids=lambda s: s.kind)
 def test_no_memory_is_used_before_or_after_a_strategy_is_applied(name, strategy, monkeypatch):
     seen = []
-    monkeypatch.setattr(planner, "apply", lambda model, how: seen.append(model) or apply(model, how))
-    monkeypatch.setattr(planner, "skeleton", lambda a: seen.append(skeleton(a)) or seen[-1])
+    monkeypatch.setattr(counting, "apply", lambda model, how: seen.append(model) or apply(model, how))
+    monkeypatch.setattr(counting, "skeleton", lambda a: seen.append(skeleton(a)) or seen[-1])
     trained_parameters(ALL[name], strategy)
     for model in seen:
         assert all(tensor.is_meta for tensor in (*model.parameters(), *model.buffers()))
@@ -145,7 +161,7 @@ def test_a_prefix_trains_keys_and_values_of_every_head_that_has_them(name, lengt
 
 def test_the_check_above_refuses_keys_and_values_of_every_query(monkeypatch):
     of_queries = lambda a: Dimensions(a.n_layers, a.n_heads, a.d_model // a.n_heads, a.max_len)
-    monkeypatch.setattr(Architecture, "prefix_dimensions", property(of_queries))
+    monkeypatch.setattr(counting, "prefix_dimensions", of_queries)
     with pytest.raises(AssertionError):
         test_a_prefix_trains_keys_and_values_of_every_head_that_has_them("grouped llama", 5)
     test_a_prefix_trains_keys_and_values_of_every_head_that_has_them("llama", 5)

@@ -1,0 +1,116 @@
+"""Checkpoints that all ranks write together, each its own part, and that any number of ranks reads again.
+
+The folder of a checkpoint is that of `course_lib.checkpoint`, whole or absent, with fingerprints; weights and optimiser
+state lie in it as the parts of `torch.distributed.checkpoint`.
+"""
+
+import contextlib
+import warnings
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.distributed import checkpoint as parts
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_state_dict,
+    set_state_dict,
+)
+
+from course_lib.checkpoint import Checkpoint, Checkpoints
+from course_lib.model import LanguageModel
+from course_lib.optimizers import MuonAndAdamW, Optimizer
+from course_lib.parallel.ranks import agreed, barrier, rank
+
+PARTS = ".metadata"  # what torch.distributed.checkpoint writes last
+
+
+class SharedCheckpoints(Checkpoints):
+    """The checkpoints of a run on several ranks, in a folder that all of them see. Every rank calls every method."""
+
+    def save_together(
+        self,
+        step: int,
+        model: LanguageModel,
+        optimizer: Optimizer,
+        state: Mapping,
+        *,
+        about: Mapping,
+        score: float | None = None,
+        pinned: bool = False,
+    ) -> Path:
+        """Write `step_N`: each rank its part of the weights and of the optimiser's state, rank 0 the rest.
+
+        Raises what `Checkpoints.save` raises.
+        """
+        filling = self.filling(step, state, about=about, score=score, pinned=pinned)
+        with filling if rank() == 0 else contextlib.nullcontext() as folder:
+            weights, moments = get_state_dict(model, _optimizers(optimizer))
+            parts.save({"model": weights, "optimizer": moments}, checkpoint_id=agreed(folder))
+        barrier()
+        return self._path(step)
+
+    def load(self, step: int) -> Checkpoint:
+        """As `Checkpoints.load`: rank 0 looks, and all hear what it found."""
+        return _heard(lambda: self._of_one().load(step))
+
+    def latest(self) -> Checkpoint:
+        """As `Checkpoints.latest`."""
+        return _heard(lambda: self._of_one().latest())
+
+    def best(self) -> Checkpoint:
+        """As `Checkpoints.best`."""
+        return _heard(lambda: self._of_one().best())
+
+    def restore(self, begun: Checkpoint, model: LanguageModel, optimizer: Optimizer) -> None:
+        """Fill a model and its optimiser from a checkpoint, each rank with the parts that are its own now.
+
+        Raises ValueError for a checkpoint that one process has written: it is not in parts.
+        """
+        if not (begun.folder / PARTS).exists():
+            raise ValueError(
+                f"{begun.folder} was written by one process, and ranks read checkpoints in parts: go on without ranks, "
+                "or start another run in another folder"
+            )
+        optimizers = _optimizers(optimizer)
+        weights, moments = get_state_dict(model, optimizers)
+        state = {"model": weights, "optimizer": moments}
+        parts.load(state, checkpoint_id=begun.folder)
+        set_state_dict(model, optimizers, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+
+    def _of_one(self) -> Checkpoints:
+        return Checkpoints(self.folder, self.keep)
+
+
+def read_weights(begun: Checkpoint, model: LanguageModel) -> None:
+    """Fill a model that is whole, in one process, with the weights of a checkpoint in parts."""
+    weights = model.state_dict()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=".*assuming the intent is to load in a single process")  # it is
+        parts.load({"model": weights}, checkpoint_id=begun.folder, no_dist=True)
+    model.load_state_dict(weights)
+
+
+def whole_weights(model: LanguageModel) -> dict[str, Tensor]:
+    """{name: weight} of a model in full on rank 0, on the CPU; empty on the others."""
+    return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+
+
+def _optimizers(optimizer: Optimizer) -> torch.optim.Optimizer | list[torch.optim.Optimizer]:
+    return optimizer.parts if isinstance(optimizer, MuonAndAdamW) else optimizer
+
+
+def _heard(look: Callable[[], Checkpoint]) -> Checkpoint:
+    """What rank 0 finds, or the ValueError that it meets, on every rank."""
+    found = None
+    if rank() == 0:
+        try:
+            found = look()
+        except ValueError as error:
+            found = error
+    found = agreed(found)
+    if isinstance(found, ValueError):
+        raise found
+    return found

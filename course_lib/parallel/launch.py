@@ -1,0 +1,122 @@
+"""Start ranks with torchrun, and stay in charge of them: their lines arrive as they are written, whoever stops waiting
+ends them all, and of a rank that failed one reads its own traceback."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+import psutil
+from torch import distributed
+
+OF_A_RANK = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+LAST = 30  # lines that are quoted where no traceback was left
+# torchrun, but for the traceback of its own that it puts behind that of a rank
+AGENT = """
+import sys
+from torch.distributed import run
+from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+try:
+    run.main()
+except ChildFailedError:
+    sys.exit(1)
+"""
+
+
+def torchrun(
+    arguments: Sequence[object],
+    *,
+    ranks: int = 2,
+    restarts: int = 0,
+    show: Callable[[str], None] = print,
+    grace: float = 5.0,
+) -> None:
+    """Run a program on `ranks` processes of this machine and wait until all are done.
+
+    arguments: a script or ("-m", module), and what it is given. restarts: how often all ranks are started anew after
+    one has died. show: what is done with each line that they write. grace: seconds that they have to end when this is
+    interrupted, by Jupyter's Stop or Ctrl-C; nothing of them is left afterwards.
+    Raises ValueError for fewer than 1 rank; RuntimeError where this torch has no torchrun, and with the failing rank's
+    own traceback where one fails.
+
+    >>> torchrun(["-m", "course_lib.cli", "doctor"], ranks=2)  # doctest: +SKIP
+    """
+    if ranks < 1 or restarts < 0:
+        raise ValueError(
+            f"ranks is {ranks}, restarts {restarts}: start at least 1 rank, and restart it 0 times or more"
+        )
+    if not distributed.is_available():
+        raise RuntimeError("this torch was built without torch.distributed: install another, or train on one process")
+    with tempfile.TemporaryDirectory(prefix="ranks_") as folder:
+        error_file = Path(folder) / "error.json"
+        command = [
+            *(sys.executable, "-c", AGENT, "--standalone", "--log-dir", folder),
+            *("--nproc-per-node", str(ranks), "--max-restarts", str(restarts), *map(str, arguments)),
+        ]
+        last: deque[str] = deque(maxlen=LAST)
+        process = subprocess.Popen(
+            command,
+            env=_environment(ranks, error_file),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            encoding="utf-8",
+            errors="replace",
+            bufsize=1,
+            start_new_session=True,
+        )  # fmt: skip  (a session of its own: Stop interrupts the group of the kernel, and the ranks shall not hear it)
+        try:
+            for line in _lines(process):
+                last.append(line)
+                show(line)
+            code = process.wait()
+        finally:
+            _end(process, grace)
+        if code:
+            raise RuntimeError(
+                f"a rank failed (torchrun ended with code {code})\n{_why(error_file) or chr(10).join(last)}"
+            )
+
+
+def _environment(ranks: int, error_file: Path) -> dict[str, str]:
+    """That of this process, without what says that it is a rank itself."""
+    kept = {name: value for name, value in os.environ.items() if name not in OF_A_RANK}
+    return kept | {
+        "PYTHONUNBUFFERED": "1",
+        "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // ranks)),
+        "TORCHELASTIC_ERROR_FILE": str(error_file),
+        "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # else ranks that start anew read the addresses of the dead
+    }
+
+
+def _lines(process: subprocess.Popen) -> Iterator[str]:
+    with process.stdout:
+        for line in process.stdout:
+            yield line.rstrip("\n")
+
+
+def _end(process: subprocess.Popen, grace: float) -> None:
+    """End torchrun and all that it has started. Each rank has a session of its own, so a signal to torchrun's group
+    would leave them behind."""
+    if process.poll() is None:
+        agent = psutil.Process(process.pid)
+        family = [agent, *agent.children(recursive=True)]
+        process.terminate()  # torchrun hands it on
+        _, alive = psutil.wait_procs(family, timeout=grace)
+        for one in alive:
+            one.kill()  # psutil sees to it that the number has not been given to another process meanwhile
+        psutil.wait_procs(alive)
+        process.wait()
+
+
+def _why(error_file: Path) -> str:
+    """The traceback that the rank which failed first has left, "" where it left none."""
+    try:
+        message = json.loads(error_file.read_text("utf-8"))["message"]
+    except (OSError, ValueError, KeyError):
+        return ""
+    return message if isinstance(message, str) else message["extraInfo"]["py_callstack"]
