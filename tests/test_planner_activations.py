@@ -20,11 +20,19 @@ from course_lib.planner import PRECISIONS, Adapted, Pass
 from course_lib.runtime import autocast, kept_for_backward, seeded
 from course_lib.training import token_loss
 
-CONFIGS = {  # no two dimensions alike, more heads than one and one, blocks from one to four
+CONFIGS = {  # no two dimensions of the same model alike
     "two blocks": TransformerConfig(101, 16, 2, 2, 40, 32),
     "four blocks": TransformerConfig(300, 32, 4, 8, 120, 32),
+    "four blocks that drop": TransformerConfig(300, 32, 4, 8, 120, 32, dropout=0.1),
     "one block, one head": TransformerConfig(64, 8, 1, 1, 24, 16),
 }
+BATCHES = [  # a model, rows, positions, and whether each row has its own [T, K] of who may attend
+    ("two blocks", 3, 7, False),
+    ("four blocks", 2, 12, True),
+    ("four blocks", 1, 9, False),
+    ("four blocks that drop", 2, 9, False),
+    ("one block, one head", 2, 5, False),
+]
 STRATEGIES = {
     "full": Full(),
     "lora": LoRA(rank=3),
@@ -34,7 +42,6 @@ STRATEGIES = {
 }
 MODELS = ("gpt2", "bert", "bert with head", "roformer with head")
 FORMATS = ("fp32", "bf16 mixed", "bf16 with fp32 master")
-SHAPES = {"three rows": (3, 7, False), "masks of each row": (2, 12, True), "one row": (1, 9, False)}
 CASES = list(itertools.product(MODELS, STRATEGIES, FORMATS))
 QUICK = [("gpt2", "full", "fp32"), ("bert with head", "lora", "bf16 mixed"), ("roformer with head", "full", "fp32")]
 
@@ -75,20 +82,19 @@ def counted(model, precision, batch_size, length, has_row_masks=False):
 
 
 def predicted(architecture, strategy, precision, batch_size, length, n_predicted, **options):
-    recipe = PRECISIONS[precision]
-    return Pass(
-        Adapted.of(architecture, strategy), recipe, batch_size, length, n_predicted, **options
-    ).activations()
+    adapted = Adapted.of(architecture, strategy)
+    return Pass(adapted, PRECISIONS[precision], batch_size, length, n_predicted, **options).activations()
 
 
 @pytest.mark.parametrize(("name", "kind", "precision"), few(CASES, *QUICK))
 def test_as_many_bytes_are_predicted_as_are_kept(name, kind, precision):
-    for config, (batch_size, length, has_row_masks) in itertools.product(CONFIGS.values(), SHAPES.values()):
-        model, architecture = built(name, config, STRATEGIES[kind], precision)
+    for config, batch_size, length, has_row_masks in BATCHES:
+        model, architecture = built(name, CONFIGS[config], STRATEGIES[kind], precision)
         kept, n_predicted = counted(model, precision, batch_size, length, has_row_masks)
-        activations = predicted(architecture, STRATEGIES[kind], precision, batch_size, length, n_predicted,
-                                has_row_masks=has_row_masks)  # fmt: skip
-        assert activations.total == kept, (config, batch_size, length)
+        batch = (batch_size, length, n_predicted)
+        options = {"has_row_masks": has_row_masks, "has_dropout": CONFIGS[config].dropout > 0}
+        activations = predicted(architecture, STRATEGIES[kind], precision, *batch, **options)
+        assert activations.total == kept, (config, *batch)
 
 
 @pytest.mark.parametrize(
@@ -119,8 +125,11 @@ def test_the_checks_above_refuse_one_wrong_dimension(wrong):
 def test_the_checks_above_refuse_another_strategy_or_format():
     model, architecture = built("bert", CONFIGS["four blocks"], BitFit(), "fp32")
     kept, _ = counted(model, "fp32", 2, 9)
+    assert predicted(architecture, BitFit(), "fp32", 2, 9, 0).total == kept
     others = [predicted(architecture, s, "fp32", 2, 9, 0).total for s in STRATEGIES.values() if s != BitFit()]
-    assert kept not in [*others, predicted(architecture, BitFit(), "bf16 mixed", 2, 9, 0).total]
+    others += [predicted(architecture, BitFit(), "bf16 mixed", 2, 9, 0).total]
+    others += [predicted(architecture, BitFit(), "fp32", 2, 9, 0, has_dropout=True).total]
+    assert kept not in others
 
 
 # attention that keeps no weights
@@ -174,32 +183,38 @@ def test_with_checkpointing_blocks_keep_their_inputs_alone(name, precision):
 def test_one_block_computed_again_keeps_what_is_said_of_its_inside(name, precision):
     model, architecture = built(name, CONFIGS["four blocks"], Full(), precision)
     block = (model.transformer["h"] if name == "gpt2" else model.encoder["layer"])[1]
-    x_BTE = 1 * torch.randn(2, 9, 32, requires_grad=True)  # as it comes from a block: autocast remembers copies of leaves
+    x_BTE = 1 * torch.randn(2, 9, 32, requires_grad=True)  # no leaf, of which autocast would remember its copy
     may_attend_BQK = masks.causal(9) if name == "gpt2" else torch.ones(2, 1, 9, dtype=torch.bool)
     dtype = torch.bfloat16 if precision == "bf16 mixed" else torch.float32
     with kept_for_backward(model) as kept, autocast(torch.device("cpu"), dtype):
         block(x_BTE, may_attend_BQK)
-    activations = predicted(architecture, Full(), precision, 2, 9, 0)
-    assert activations.blocks[1].total() == kept.bytes
-    rest = activations.before.total() + 4 * activations.stream
-    own_input = 0 if (name, precision) == ("bert", "bf16 mixed") else activations.stream  # that one keeps copies alone
-    assert activations.checkpointed == rest + max(kept.bytes - own_input, activations.after.total())
+    for n_predicted in (0, 500):  # what comes after all blocks is less than a block's inside, and more
+        activations = predicted(architecture, Full(), precision, 2, 9, n_predicted)
+        assert activations.blocks[1].total() == kept.bytes
+        rest = activations.before.total() + 4 * activations.stream
+        is_copied = (name, precision) == ("bert", "bf16 mixed")  # that one keeps copies of its input alone
+        inside = kept.bytes - (0 if is_copied else activations.stream)
+        assert (inside > activations.after.total()) is (n_predicted == 0)
+        assert activations.checkpointed == rest + max(inside, activations.after.total())
 
 
 # against a paper, and of a layout that nothing here runs
 
 
 @pytest.mark.parametrize("name", [name for name, a in ARCHITECTURES.items() if a.layout == "gpt2"])
-def test_a_block_keeps_what_a_paper_counts_without_its_dropout(name):
-    """Korthikanti et al. (arXiv:2205.05198, section 4.1): s b h (34 + 5 a s / h) bytes in 16 bits. Of the 34, the masks
-    of two dropouts are 2; of the 5, the mask and the result of attention's dropout are 3. They leave out what is
-    smaller: statistics, and who may attend."""
+def test_a_block_keeps_what_a_paper_counts(name):
+    """Korthikanti et al. (arXiv:2205.05198, section 4.1): s b h (34 + 5 a s / h) bytes in 16 bits, one for each number
+    that dropout has seen. They leave out what is smaller: statistics, and who may attend."""
     a, batch_size, length = ARCHITECTURES[name], 4, 1024
-    block = predicted(a, Full(), "bf16 with fp32 master", batch_size, length, 0).blocks[-1]
-    block = block.total() - block["statistics"] - block["who may attend"]
-    sbh, s_over_h = length * batch_size * a.d_model, length / a.d_model
-    assert block == sbh * (32 + 2 * a.n_heads * s_over_h)
-    assert block != sbh * (34 + 2 * a.n_heads * s_over_h)
+    recipe = replace(PRECISIONS["bf16 with fp32 master"], masks=1)
+
+    def in_a_block(**options):
+        kept = Pass(Adapted.of(a, Full()), recipe, batch_size, length, 0, **options).activations().blocks[-1]
+        return kept.total() - kept["statistics"] - kept["who may attend"]
+
+    sbh, as_over_h = length * batch_size * a.d_model, a.n_heads * length / a.d_model
+    assert in_a_block(has_dropout=True) == sbh * (34 + 5 * as_over_h)
+    assert in_a_block() == sbh * (32 + 2 * as_over_h)
 
 
 def test_a_llamas_block_keeps_the_tensors_of_its_paper():

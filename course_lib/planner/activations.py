@@ -1,17 +1,14 @@
 """What a forward pass keeps for the backward pass, tensor by tensor, from a model's dimensions.
 
-The idea is that of arXiv:2205.05198, section 4.1; the tensors are those that the layers of course_lib.layers keep, where
-attention is written out (tests count them on models that run). A tensor is kept for a gradient that needs it: a linear
-layer's input only where its weight trains or an update beside it reads the same, and nothing before the first number
-that trains.
-Without dropout, as the course's models are trained. Axes: B row of the batch, T position, K position that is looked at
-(those of a prefix among them), N position with a prediction, H head, E channel of the model, F inner channel of a
-feed-forward layer, R rank of an update, V the vocabulary.
+The idea is from arXiv:2205.05198, section 4.1; the tensors are those of course_lib.layers, whose attention is written
+out (tests count them on models that run). A tensor is kept for a gradient that needs it: a linear layer's input only
+where its weight trains or an update beside it reads the same, and nothing before the first number that trains.
+Axes: B row of the batch, T position, K position that is looked at (those of a prefix among them), N position with a
+prediction, H head, E channel of the model, F inner channel of a feed-forward layer, V the vocabulary.
 """
 
 from collections import Counter
 from dataclasses import dataclass
-from typing import NamedTuple
 
 from torch import nn
 
@@ -21,46 +18,11 @@ from course_lib.peft.lora import LowRankUpdate
 from course_lib.peft.slots import PLACE, Part
 from course_lib.peft.targets import dimensions
 from course_lib.planner.counting import Adapted
+from course_lib.planner.layouts import NAMES, Names
 from course_lib.planner.precisions import Bytes
 
 ID = 8  # bytes of a token's id, int64
 INPUT = "the block's input"
-
-
-class Names(NamedTuple):
-    """Where a layout has its parts. norms: of a block's two halves, and the last one; first_norm: of embeddings."""
-
-    words: str
-    positions: str | None
-    first_norm: str | None
-    queries_keys_values: tuple[str, str, str]
-    mixed: str  # the layer that reads what attention gives
-    into: tuple[str, ...]  # the layers that read a feed-forward's input
-    inner: str  # the layer that reads its inside
-    norms: tuple[str, str]
-    last_norm: str | None
-    output: str
-
-
-BERT = Names(
-    "embeddings.word_embeddings", "embeddings.position_embeddings", "embeddings.LayerNorm",
-    ("attention.self.query", "attention.self.key", "attention.self.value"), "attention.output.dense",
-    ("intermediate.dense",), "output.dense", ("attention.output.LayerNorm", "output.LayerNorm"),
-    None, "embeddings.word_embeddings",
-)  # fmt: skip
-NAMES = {
-    "bert": BERT,
-    "roformer": BERT._replace(positions=None),
-    "gpt2": Names(
-        "transformer.wte", "transformer.wpe", None, ("attn.c_attn",) * 3, "attn.c_proj", ("mlp.c_fc",), "mlp.c_proj",
-        ("ln_1", "ln_2"), "transformer.ln_f", "transformer.wte",
-    ),
-    "llama": Names(
-        "embed_tokens", None, None, ("self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"), "self_attn.o_proj",
-        ("mlp.gate_proj", "mlp.up_proj"), "mlp.down_proj", ("input_layernorm", "post_attention_layernorm"),
-        "norm", "lm_head",
-    ),
-}  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -95,6 +57,7 @@ class Pass:
     fused: attention by a kernel that computes its weights again in the backward pass (arXiv:2205.14135): kept are its
     results and one number for each query. has_row_masks: whether each row has its own [T, K] of who may attend, as rows
     that are padded or packed from several documents; else a decoder's rows share one, an encoder's have one [K] each.
+    has_dropout: whether the model drops anything, as the published BERT and GPT-2; what LoRA drops itself is left out.
     """
 
     adapted: Adapted
@@ -104,6 +67,7 @@ class Pass:
     n_predicted: int
     fused: bool = False
     has_row_masks: bool = False
+    has_dropout: bool = False
 
     def activations(self) -> Activations:
         """Everything kept, with `token_loss` of course_lib.training as the loss.
@@ -152,7 +116,7 @@ class Pass:
             norm = model.get_submodule(names.first_norm)
             kept += self._norm("sum of embeddings", norm, has_gradient)
             has_gradient |= _trains(norm)
-        return kept, has_gradient
+        return kept + self._dropped(self._n_rows * self._a.d_model, self.recipe.stream, has_gradient), has_gradient
 
     def _block(self, block: nn.Module, has_gradient: bool) -> tuple[Counter[str], bool]:
         """Of a block, and whether its output has a gradient. BERT normalises after each half, the others before."""
@@ -235,7 +199,8 @@ class Pass:
         read = self._read("mixed values", [mixed], self._n_rows, query or key or value)
         if self.fused:
             del read["mixed values"]  # kept already
-        return kept + read, query or key or value or _trains(mixed)
+        has_gradient = query or key or value or _trains(mixed)
+        return kept + read + self._dropped_residual(has_gradient), has_gradient
 
     def _written_out(self, query: bool, key: bool) -> Counter[str]:
         """What `attend` keeps, where queries or keys have a gradient (or else values alone)."""
@@ -247,9 +212,14 @@ class Pass:
             kept["queries"] *= 3  # no copy is made, and queries keep the fused layer's whole output
         kept["keys"] = narrow if query else 0
         kept["values"] = narrow if query or key else 0
-        kept["attention weights"] = n_scores * self.recipe.per_score
-        if self.recipe.casts and self.adapted.prefix:  # the prefix is fp32, and so is all that is joined to it
-            kept["attention weights"] += n_scores * self.recipe.products
+        recipe, has_scores_gradient = self.recipe, query or key
+        if has_scores_gradient or not self.has_dropout:
+            kept["attention weights"] = n_scores * recipe.per_score
+        kept += self._dropped(n_scores, recipe.products, has_scores_gradient)
+        # the product with the values reads another tensor where weights are dropped, or where a prefix, which is fp32,
+        # makes all that is joined to it fp32; under the softmax of "cuda", per_score counts that one
+        if (self.has_dropout and recipe.scores is None) or (recipe.casts and self.adapted.prefix):
+            kept["attention weights"] += n_scores * recipe.products
         is_decoder = a.layout in ("gpt2", "llama")
         masks = self.batch_size if self.has_row_masks or not is_decoder else 1
         looking = self.length if self.has_row_masks or is_decoder else 1
@@ -277,7 +247,16 @@ class Pass:
             each = 3 if len(into) == 2 else 1
             kept["around the nonlinearity"] = each * self._n_rows * self._a.d_ff * self.recipe.products
         kept += self._read("inner activations", [inner], self._n_rows, has_gradient)
-        return kept, has_gradient or _trains(inner)
+        has_gradient |= _trains(inner)
+        return kept + self._dropped_residual(has_gradient), has_gradient
+
+    def _dropped(self, numbers: int, size: int, has_gradient: bool) -> Counter[str]:
+        """What dropout multiplies by; on a CPU in the format of what is dropped."""
+        size = size if self.recipe.masks is None else self.recipe.masks
+        return Counter({"dropout": numbers * size if self.has_dropout and has_gradient else 0})
+
+    def _dropped_residual(self, has_gradient: bool) -> Counter[str]:
+        return self._dropped(self._n_rows * self._a.d_model, self.recipe.products, has_gradient)
 
 
 def _trains(module: nn.Module) -> bool:

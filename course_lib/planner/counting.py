@@ -10,8 +10,7 @@ from course_lib.architectures import Architecture, skeleton
 from course_lib.peft import Prefix, Strategy, apply
 from course_lib.peft.prefix import Dimensions
 from course_lib.peft.targets import ALL_LINEAR
-
-BLOCKS = {"bert": "encoder.layer", "gpt2": "transformer.h", "llama": "layers", "roformer": "encoder.layer"}
+from course_lib.planner.layouts import NAMES
 
 
 def prefix_dimensions(architecture: Architecture) -> Dimensions:
@@ -71,7 +70,7 @@ class Adapted:
     @property
     def blocks(self) -> list[tuple[int, nn.Module]]:
         """How often each built block stands in the model, and the block."""
-        return list(zip(self.times, self.model.get_submodule(BLOCKS[self.architecture.layout]), strict=True))
+        return list(zip(self.times, self.model.get_submodule(NAMES[self.architecture.layout].blocks), strict=True))
 
     @property
     def prefix(self) -> int:

@@ -9,8 +9,9 @@ from torch import nn
 
 from course_lib.architectures import Architecture
 from course_lib.peft import Strategy
-from course_lib.planner.activations import NAMES, Activations, Pass
+from course_lib.planner.activations import Activations, Pass
 from course_lib.planner.counting import Adapted, numbers_in
+from course_lib.planner.layouts import NAMES
 from course_lib.planner.precisions import SHARDED, Bytes, Memory, recipe_of, state_memory
 
 ENGINES = {"ddp": (), "fsdp": SHARDED}  # what the devices of each divide among themselves
@@ -22,7 +23,8 @@ class Flops:
     """Floating-point operations for each token of the input, a multiplication and an addition counting as two.
 
     weight_gradients, input_gradients: of the backward pass. recomputed: the forward pass of the blocks once more, under
-    checkpointing.
+    checkpointing (torch's own stops behind the last tensor that a block keeps: in GPT-2's layout before its last
+    matrix).
     """
 
     forward: float
@@ -59,7 +61,7 @@ class Plan:
     devices: as many train with data of their own. engine: "ddp" (each device holds everything) or "fsdp" (they divide
     weights, gradients and optimiser state). accumulate: micro-batches of a step. predicted: share of positions that are
     predicted; by default all for a decoder, 15 % for an encoder with its head and none without.
-    fused_attention, has_row_masks: as `Pass` has them.
+    fused_attention, has_row_masks, has_dropout: as `Pass` has them.
     Raises ValueError for numbers out of range, an unknown precision or engine, a batch longer than the model, and what
     the strategy refuses.
 
@@ -82,6 +84,7 @@ class Plan:
     predicted: float | None = None
     fused_attention: bool = False
     has_row_masks: bool = False
+    has_dropout: bool = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.architecture, Architecture):
@@ -147,14 +150,20 @@ class Plan:
         n_predicted = round(self._share * self.batch_size * self.length)
         return Pass(
             self.adapted, self.recipe, self.batch_size, self.length, n_predicted, self.fused_attention,
-            self.has_row_masks,
+            self.has_row_masks, self.has_dropout,
         ).activations()  # fmt: skip
 
     def gathered(self) -> float:
-        """Bytes of the largest block's weights, which FSDP puts together on each device while the block is at work."""
+        """Bytes of weights that FSDP has put together on each device while the largest block is at work: the block's,
+        and all that stand in no block."""
         if self.engine != "fsdp" or self.devices == 1:
             return 0.0
-        return max(self._weights_of(block) for _, block in self.adapted.blocks)
+        blocks = [(times, self._weights_of(block)) for times, block in self.adapted.blocks]
+        return self._weights - sum(times * size for times, size in blocks) + max(size for _, size in blocks)
+
+    @property
+    def _weights(self) -> float:
+        return state_memory(self.adapted.n_trained, self.adapted.n_frozen, self.recipe).weights
 
     def _weights_of(self, module: nn.Module) -> float:
         n_trained = numbers_in(module, trained=True)
@@ -190,16 +199,19 @@ class Plan:
         return output + (_matrices(model.cls, trained=trained) if hasattr(model, "cls") else 0)
 
     def bytes_sent_per_step(self) -> float:
-        """Sent by each of n devices in a step. DDP: the trained gradients once around a ring and back, 2 (n - 1) / n
-        of them, after the last micro-batch. FSDP: (n - 1) / n of all weights twice for each micro-batch, forward and
-        backward, and of the gradients once, after the last (arXiv:1910.02054, section 7).
+        """Sent by each of n devices in a step, as the engines of course_lib.parallel do it.
+
+        DDP: 2 (n - 1) / n of the trained gradients, once around a ring to be summed and once to be told, after the last
+        micro-batch. FSDP: (n - 1) / n of the blocks' weights forward and again backward, and of what stands in no
+        block, which stays together in between, once, both for each micro-batch; of the gradients once, after the last.
+        (ZeRO gathers all weights twice, arXiv:1910.02054, section 7: nearly the same for a large model.)
         """
         share = (self.devices - 1) / self.devices
         gradients = self.adapted.n_trained * self.recipe.gradients
         if self.engine == "ddp":
             return 2 * share * gradients
-        weights = state_memory(self.adapted.n_trained, self.adapted.n_frozen, self.recipe).weights
-        return share * (2 * weights * self.accumulate + gradients)
+        blocks = sum(times * self._weights_of(block) for times, block in self.adapted.blocks)
+        return share * ((self._weights + blocks) * self.accumulate + gradients)
 
     def seconds_per_step(self, flops_per_second: float, bytes_per_second: float) -> Seconds:
         """flops_per_second: what a device reaches on these matrix products, not what it is sold for.

@@ -14,7 +14,7 @@ class Bytes:
     weights, gradients, optimizer, master: for each trained parameter; master is a copy in a finer format that the
     optimiser changes. frozen: for each frozen one (None: as weights). products: of each number that a matrix product
     reads or gives. stream: of each number between the blocks and in normalisations. scores: kept for each attention
-    weight (None: as products).
+    weight (None: as products). masks: kept for each number that dropout has seen (None: as the number itself).
     Raises ValueError for what is no number of bytes.
 
     >>> PRECISIONS["bf16 with fp32 master"].per_trained_parameter  # ZeRO's 16 (arXiv:1910.02054, section 3.1)
@@ -29,11 +29,12 @@ class Bytes:
     products: int = 4
     stream: int = 4
     scores: int | None = None
+    masks: int | None = None
 
     def __post_init__(self) -> None:
         for name in (field.name for field in fields(self)):
             value = getattr(self, name)
-            if value is None and name in ("frozen", "scores"):
+            if value is None and name in ("frozen", "scores", "masks"):
                 continue
             if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
                 raise ValueError(f"{name} is {value!r}: give a number of bytes of at least 0, such as 4 for fp32")
@@ -59,8 +60,9 @@ class Bytes:
 PRECISIONS = {  # optimizer: the two moments of Adam
     "fp32": Bytes(4, 4, 8),
     "bf16 mixed": Bytes(4, 4, 8, products=2),  # torch's autocast on a CPU
-    # on a GPU, autocast computes the softmax in fp32, and the product after it reads a bf16 copy; not measured here
-    "bf16 mixed, cuda": Bytes(4, 4, 8, products=2, scores=6),
+    # on a GPU, autocast computes the softmax in fp32, the product after it reads a bf16 copy, and dropout keeps a byte;
+    # not measured here
+    "bf16 mixed, cuda": Bytes(4, 4, 8, products=2, scores=6, masks=1),
     "bf16 with fp32 master": Bytes(2, 2, 8, 4, products=2, stream=2),
     "bf16 alone": Bytes(2, 2, 4, products=2, stream=2),
     # QLoRA (arXiv:2305.14314, section 3): 4 bits and 0.127 of constants; what trains is bf16, its moments are fp32
