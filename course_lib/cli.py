@@ -170,7 +170,7 @@ def _pretrain(options: argparse.Namespace) -> int:
 
     changes = {name: value for name in _PRETRAIN_OPTIONS if (value := getattr(options, name)) is not None}
     run = runs.recipe(options.recipe, **changes)
-    if "RANK" in os.environ or options.ranks:
+    if "RANK" in os.environ or options.ranks is not None:
         return _pretrain_on_ranks(options, run)
     if options.engine:
         raise ValueError(f"engine is {options.engine!r}: it is for ranks: give --ranks N too, or start with torchrun")
@@ -201,7 +201,8 @@ def _pretrain_on_ranks(options: argparse.Namespace, run: Any) -> int:
 
     how = {"engine": options.engine or "ddp", "resume": options.resume}
     if "RANK" in os.environ:
-        record(ranks.pretrain_as_rank)(run, options.out, keep=options.keep, **how)  # leaves torchrun its traceback
+        as_rank = record(ranks.pretrain_as_rank)  # leaves its traceback to torchrun
+        as_rank(run, options.out, keep=options.keep, device=options.device, **how)
         return 0
     ranks.check(run, options.out, count=options.ranks, **how)
     try:

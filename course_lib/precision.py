@@ -59,7 +59,7 @@ class Fate:
 def fate(values: Tensor, dtype: torch.dtype = torch.float16, *, scale: float = 1.0) -> Fate:
     """What becomes of numbers, multiplied by `scale`, in a number format.
 
-    Raises ValueError without a number other than 0, or for a scale that is not above 0.
+    Raises ValueError without a number other than 0, where one is no number, or for a scale that is not above 0.
 
     >>> fate(torch.tensor([1e-9, 1e-6, 1.0, 1e6]))
     Fate(lost=0.25, subnormal=0.25, normal=0.25, overflow=0.25)
@@ -67,6 +67,8 @@ def fate(values: Tensor, dtype: torch.dtype = torch.float16, *, scale: float = 1
     if not 0 < scale < math.inf:
         raise ValueError(f"scale is {scale}: give a finite number above 0")
     size_N = values.detach().double().abs().flatten()
+    if size_N.isnan().any():
+        raise ValueError("values hold nan, which has no size: look at the loss of this step")
     size_N = size_N[size_N > 0] * scale
     if not len(size_N):
         raise ValueError("all values are 0: give the gradients of a step")

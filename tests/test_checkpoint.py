@@ -281,6 +281,33 @@ def test_leftovers_of_a_killed_save_are_removed_by_the_next(three, some_files):
     assert sorted(os.listdir(three.folder)) == ["step_20", "step_30", "step_50"]
 
 
+def fill(checkpoints, step, *, stop=False):
+    with checkpoints.filling(step, {"moments": torch.ones(5)}, about=ABOUT, score=1.0) as folder:
+        (folder / "part_0").write_bytes(b"by one")
+        if stop:
+            raise KeyboardInterrupt
+        (folder / ".hidden").write_bytes(b"by another")
+
+
+def test_what_others_put_into_a_checkpoint_has_a_fingerprint_too(three):
+    fill(three, 40)
+    assert three.best().step == 40
+    assert set(os.listdir(three.folder / "step_40")) == {"part_0", ".hidden", "state.pt", "checkpoint.json"}
+    for name in ("part_0", ".hidden"):
+        (three.folder / "step_40" / name).write_bytes(b"other")
+        with pytest.raises(ValueError, match=f"{name} is damaged"):
+            three.load(40)
+        fill(three, 40)
+
+
+def test_a_checkpoint_that_is_interrupted_while_it_is_filled_is_absent_and_costs_none(three):
+    with pytest.raises(KeyboardInterrupt):
+        fill(three, 40, stop=True)
+    assert sorted(os.listdir(three.folder)) == ["step_10", "step_20", "step_30"]
+    fill(three, 40)
+    assert three.steps() == [20, 30, 40]  # the control
+
+
 @pytest.mark.parametrize("keep", [0, -1])
 def test_to_keep_none_is_refused(tmp_path, keep):
     with pytest.raises(ValueError, match=f"keep is {keep}: the last checkpoint at least must stay"):

@@ -15,8 +15,9 @@ from torch.distributed import checkpoint as parts
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
-    get_state_dict,
-    set_state_dict,
+    get_optimizer_state_dict,
+    set_model_state_dict,
+    set_optimizer_state_dict,
 )
 
 from course_lib.checkpoint import Checkpoint, Checkpoints
@@ -25,6 +26,7 @@ from course_lib.optimizers import MuonAndAdamW, Optimizer
 from course_lib.parallel.ranks import agreed, barrier, rank
 
 PARTS = ".metadata"  # what torch.distributed.checkpoint writes last
+HAS_MOMENTS = "has_moments"  # in a checkpoint's state: whether its optimiser had taken a step
 
 
 class SharedCheckpoints(Checkpoints):
@@ -45,10 +47,11 @@ class SharedCheckpoints(Checkpoints):
 
         Raises what `Checkpoints.save` raises.
         """
+        has_moments = any(part.state for part in _parts(optimizer))
+        state = {**state, HAS_MOMENTS: has_moments}
         filling = self.filling(step, state, about=about, score=score, pinned=pinned)
         with filling if rank() == 0 else contextlib.nullcontext() as folder:
-            weights, moments = get_state_dict(model, _optimizers(optimizer))
-            parts.save({"model": weights, "optimizer": moments}, checkpoint_id=agreed(folder))
+            parts.save(_state(model, optimizer if has_moments else None), checkpoint_id=agreed(folder))
         barrier()
         return self._path(step)
 
@@ -74,11 +77,11 @@ class SharedCheckpoints(Checkpoints):
                 f"{begun.folder} was written by one process, and ranks read checkpoints in parts: go on without ranks, "
                 "or start another run in another folder"
             )
-        optimizers = _optimizers(optimizer)
-        weights, moments = get_state_dict(model, optimizers)
-        state = {"model": weights, "optimizer": moments}
+        state = _state(model, optimizer if begun.state[HAS_MOMENTS] else None)
         parts.load(state, checkpoint_id=begun.folder)
-        set_state_dict(model, optimizers, model_state_dict=state["model"], optim_state_dict=state["optimizer"])
+        set_model_state_dict(model, state["model"])
+        if begun.state[HAS_MOMENTS]:
+            set_optimizer_state_dict(model, _parts(optimizer), state["optimizer"])
 
     def _of_one(self) -> Checkpoints:
         return Checkpoints(self.folder, self.keep)
@@ -98,8 +101,17 @@ def whole_weights(model: LanguageModel) -> dict[str, Tensor]:
     return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
 
 
-def _optimizers(optimizer: Optimizer) -> torch.optim.Optimizer | list[torch.optim.Optimizer]:
-    return optimizer.parts if isinstance(optimizer, MuonAndAdamW) else optimizer
+def _state(model: LanguageModel, optimizer: Optimizer | None) -> dict:
+    """What each rank writes its part of. An optimiser without moments is left out: to ask torch for them takes a step
+    with gradients of 0, which AdamW would count."""
+    state = {"model": get_model_state_dict(model)}
+    if optimizer is not None:
+        state["optimizer"] = get_optimizer_state_dict(model, _parts(optimizer))
+    return state
+
+
+def _parts(optimizer: Optimizer) -> list[torch.optim.Optimizer]:
+    return optimizer.parts if isinstance(optimizer, MuonAndAdamW) else [optimizer]
 
 
 def _heard(look: Callable[[], Checkpoint]) -> Checkpoint:

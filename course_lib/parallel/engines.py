@@ -16,12 +16,12 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.distributed import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import fully_shard
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from course_lib.layers import BertBlock, GPTBlock
-from course_lib.model import LanguageModel
+from course_lib.model import LanguageModel, TwoStream
 from course_lib.objectives import Batch
 from course_lib.parallel.ranks import agreed, alike, barrier, rank, summed, world
 from course_lib.training import batch_loss
@@ -107,6 +107,8 @@ class Sharded(_Engine):
             if isinstance(block, (GPTBlock, BertBlock)):
                 fully_shard(block, mesh=mesh)
         fully_shard(model, mesh=mesh)
+        if isinstance(model, TwoStream):
+            register_fsdp_forward_method(model, "predict")  # its target_logits goes by that and not by forward
 
     @contextlib.contextmanager
     def accumulating(self, model: LanguageModel, *, is_last: bool) -> Iterator[None]:

@@ -1,6 +1,7 @@
 """Start ranks with torchrun, and stay in charge of them: their lines arrive as they are written, whoever stops waiting
 ends them all, and of a rank that failed one reads its own traceback."""
 
+import contextlib
 import json
 import os
 import subprocess
@@ -14,6 +15,7 @@ import psutil
 from torch import distributed
 
 OF_A_RANK = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+ERRORS, FAMILY = "error.json", "COURSE_RANKS_OF"  # a file; a variable that all processes of one launch inherit
 LAST = 30  # lines that are quoted where no traceback was left
 # torchrun, but for the traceback of its own that it puts behind that of a rank
 AGENT = """
@@ -46,13 +48,10 @@ def torchrun(
     >>> torchrun(["-m", "course_lib.cli", "doctor"], ranks=2)  # doctest: +SKIP
     """
     if ranks < 1 or restarts < 0:
-        raise ValueError(
-            f"ranks is {ranks}, restarts {restarts}: start at least 1 rank, and restart it 0 times or more"
-        )
+        raise ValueError(f"ranks is {ranks}, restarts {restarts}: start at least 1 rank, restart 0 times or more")
     if not distributed.is_available():
         raise RuntimeError("this torch was built without torch.distributed: install another, or train on one process")
     with tempfile.TemporaryDirectory(prefix="ranks_") as folder:
-        error_file = Path(folder) / "error.json"
         command = [
             *(sys.executable, "-c", AGENT, "--standalone", "--log-dir", folder),
             *("--nproc-per-node", str(ranks), "--max-restarts", str(restarts), *map(str, arguments)),
@@ -60,35 +59,35 @@ def torchrun(
         last: deque[str] = deque(maxlen=LAST)
         process = subprocess.Popen(
             command,
-            env=_environment(ranks, error_file),
+            env=_environment(ranks, folder),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
             encoding="utf-8",
             errors="replace",
             bufsize=1,
-            start_new_session=True,
-        )  # fmt: skip  (a session of its own: Stop interrupts the group of the kernel, and the ranks shall not hear it)
+            start_new_session=True,  # Stop interrupts the kernel's group, and the ranks shall not hear it
+        )
         try:
             for line in _lines(process):
                 last.append(line)
                 show(line)
             code = process.wait()
         finally:
-            _end(process, grace)
+            _end(process, folder, grace)
+        why, said = _why(Path(folder) / ERRORS), "\n".join(last)
         if code:
-            raise RuntimeError(
-                f"a rank failed (torchrun ended with code {code})\n{_why(error_file) or chr(10).join(last)}"
-            )
+            raise RuntimeError(f"a rank failed (torchrun ended with code {code})\n{why or said}")
 
 
-def _environment(ranks: int, error_file: Path) -> dict[str, str]:
+def _environment(ranks: int, folder: str) -> dict[str, str]:
     """That of this process, without what says that it is a rank itself."""
     kept = {name: value for name, value in os.environ.items() if name not in OF_A_RANK}
     return kept | {
         "PYTHONUNBUFFERED": "1",
         "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // ranks)),
-        "TORCHELASTIC_ERROR_FILE": str(error_file),
+        "TORCHELASTIC_ERROR_FILE": str(Path(folder) / ERRORS),
+        FAMILY: folder,
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # else ranks that start anew read the addresses of the dead
     }
 
@@ -99,18 +98,27 @@ def _lines(process: subprocess.Popen) -> Iterator[str]:
             yield line.rstrip("\n")
 
 
-def _end(process: subprocess.Popen, grace: float) -> None:
-    """End torchrun and all that it has started. Each rank has a session of its own, so a signal to torchrun's group
-    would leave them behind."""
+def _end(process: subprocess.Popen, folder: str, grace: float) -> None:
+    """End torchrun and all that it has started, whoever is their parent by now."""
+    family = [one for one in psutil.process_iter() if _is_of(one, folder)]
     if process.poll() is None:
-        agent = psutil.Process(process.pid)
-        family = [agent, *agent.children(recursive=True)]
         process.terminate()  # torchrun hands it on
-        _, alive = psutil.wait_procs(family, timeout=grace)
-        for one in alive:
-            one.kill()  # psutil sees to it that the number has not been given to another process meanwhile
-        psutil.wait_procs(alive)
+    try:
+        psutil.wait_procs(family, timeout=grace)
+    finally:  # also where somebody does not want to wait
+        for one in family:
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.kill()  # psutil sees to it that the number has not been given to another process meanwhile
+        psutil.wait_procs(family)
         process.wait()
+
+
+def _is_of(one: psutil.Process, folder: str) -> bool:
+    """Whether a process was started for the ranks of this folder: it has inherited the folder's name."""
+    try:
+        return one.environ().get(FAMILY) == folder
+    except psutil.Error:  # it is another user's, or has ended
+        return False
 
 
 def _why(error_file: Path) -> str:

@@ -17,15 +17,15 @@ BACKEND_OF = {"cpu": "gloo", "cuda": "nccl"}
 
 
 @contextlib.contextmanager
-def ranks(backend: str | None = None) -> Iterator[torch.device]:
+def ranks(backend: str | None = None, *, device: str | None = None) -> Iterator[torch.device]:
     """Join the ranks for the time of the block; the device of this one.
 
-    backend: "gloo" or "nccl" (default: what suits the device).
+    backend: "gloo" or "nccl" (default: what suits the device). device: as `pick_device` takes it.
     Raises RuntimeError outside of torchrun, ValueError for a backend that the device or this torch lacks.
     """
     if missing := [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR") if name not in os.environ]:
         raise RuntimeError(f"{missing[0]} is not set: start this with torchrun, or with course_lib.parallel.torchrun")
-    device = pick_device()
+    device = pick_device(device)
     _check(backend := backend or BACKEND_OF.get(device.type, "gloo"), device)
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))

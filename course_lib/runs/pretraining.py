@@ -66,7 +66,7 @@ def pretrain(
     """
     folder = Path(folder)
     checkpoints, about = (Checkpoints if engine is None else _parallel().SharedCheckpoints)(folder, keep), run.about()
-    begun = _begun(checkpoints, about, resume)
+    begun = to_go_on_from(checkpoints, about, resume)
     train_rows, held_out_rows = run.rows()
     dataset = run.dataset(train_rows)
     sitting = _Sitting.of(run, checkpoints, about, begun, held_out_rows, pick_device(device), engine)
@@ -139,6 +139,8 @@ class _Sitting:
         """A first sitting, or one that goes on from a checkpoint with every piece of its state."""
         held_out = run.dataset(held_out_rows, batch_size=min(run.batch_size, len(held_out_rows.ids_NT)))
         is_begun_alone = begun is not None and engine is None
+        if is_begun_alone and "optimizer" not in begun.state:
+            raise ValueError(f"{begun.folder} was written by ranks, in parts: go on with --ranks, of which 1 will do")
         model = (load_model(begun.folder) if is_begun_alone else run.model()).to(device)
         chosen = ALONE if engine is None else _parallel().make_engine(engine, model)  # which may change the model
         sitting = cls(
@@ -240,13 +242,17 @@ def _parallel() -> ModuleType:
     return parallel
 
 
-def _begun(checkpoints: Checkpoints, about: dict, resume: bool) -> Checkpoint | None:
+def to_go_on_from(checkpoints: Checkpoints, about: dict, resume: bool) -> Checkpoint | None:
+    """The checkpoint that a run goes on from, None for one that begins.
+
+    Raises ValueError where that does not fit what the folder holds, as `pretrain` says.
+    """
     if checkpoints.folder.exists() and not checkpoints.folder.is_dir():
         raise ValueError(f"{checkpoints.folder} is a file: name a folder for the run")
     if not resume:
         if checkpoints.steps():
             raise ValueError(f"{checkpoints.folder} holds a run already: resume it, or choose another folder")
         return None
-    begun = checkpoints.latest()
-    check_same(begun.about, about)
-    return begun
+    newest = checkpoints.latest()
+    check_same(newest.about, about)
+    return newest

@@ -1,0 +1,290 @@
+"""The launcher: lines while ranks run, a rank's own traceback, and nothing that is left of them."""
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from ranks.starting import SEARCHED, start
+
+from course_lib import cli
+from course_lib.data import reviews_of
+from course_lib.parallel import is_restarted, is_started_by_torchrun, ranks, torchrun
+
+slow = pytest.mark.slow
+SHARED_MEMORY = Path("/dev/shm")
+
+
+@pytest.fixture
+def temporary(tmp_path, monkeypatch):
+    """The folder for temporary files, of this process and of those that it starts."""
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    monkeypatch.setenv("TMPDIR", str(folder))
+    return folder
+
+
+def shared_files():
+    return set(os.listdir(SHARED_MEMORY)) if SHARED_MEMORY.is_dir() else set()
+
+
+def left_in_shared_memory(before, pids):
+    """New files there that bear the number of one of these processes: others may be at work on this machine."""
+    return [name for name in shared_files() - before if set(re.findall(r"\d+", name)) & set(map(str, pids))]
+
+
+# ---------------------------------------------------------------- lines and tracebacks
+
+
+@slow
+def test_lines_arrive_while_ranks_still_run_and_nothing_is_left(temporary, monkeypatch):
+    for name, value in {"RANK": "7", "MASTER_PORT": "1"}.items():
+        monkeypatch.setenv(name, value)  # of a rank that starts ranks
+    seen, before = [], shared_files()
+    start("lines", "write_lines", show=lambda line: seen.append((line, time.monotonic())))
+    end, when = time.monotonic(), dict(seen)
+    threads = max(1, (os.cpu_count() or 1) // 2)
+    for number in (0, 1):
+        assert end - when[f"first of {number}: é, {threads} threads of 2 ranks"] > 1.8
+        assert when[f"last of {number}"] > when[f"first of {number}: é, {threads} threads of 2 ranks"] + 1.8
+    assert len(seen) == 5
+    assert any(re.fullmatch("no UTF-8: .", line) for line, _ in seen)
+    assert os.listdir(temporary) == []
+    assert left_in_shared_memory(before, [os.getpid()]) == []
+
+
+@slow
+def test_a_ranks_error_arrives_with_its_own_traceback_and_none_of_torchruns(temporary):
+    lines, began = [], time.monotonic()
+    with pytest.raises(RuntimeError) as caught:
+        start("lines", "stumble", show=lines.append)
+    said = str(caught.value)
+    assert said.startswith("a rank failed (torchrun ended with code 1)\nTraceback (most recent call last):\n")
+    assert said.rstrip().endswith("ValueError: rank 1 stumbles over é")
+    assert "in inner_function" in said and "lines.py" in said
+    for text in (said, "\n".join(lines)):
+        assert "ChildFailedError" not in text and "distributed/run.py" not in text
+    assert time.monotonic() - began < 30  # rank 0, which had a minute to go, was ended
+    assert os.listdir(temporary) == []
+
+
+@slow
+def test_a_rank_that_leaves_without_a_traceback_is_quoted():
+    with pytest.raises(RuntimeError, match=r"(?s)a rank failed .*no traceback: the disk is gone"):
+        start("lines", "leave", show=lambda _line: None)
+
+
+@slow
+def test_ranks_are_started_anew_as_often_as_is_said():
+    lines = start("lines", "stumble_once", restarts=1)
+    assert {"attempt 0 of 1", "attempt 1 of 0", "attempt 1 of 1"} < set(lines)
+    with pytest.raises(RuntimeError, match="a rank failed"):  # the control
+        start("lines", "stumble_once", restarts=0, show=lambda _line: None)
+
+
+@slow
+def test_what_goes_wrong_with_a_line_ends_the_ranks():
+    pids = []
+
+    def stumble(line):
+        pids.extend(map(int, re.findall(r"^pid (\d+)", line)))
+        if len(pids) == 2:
+            raise KeyError("full")
+
+    with pytest.raises(KeyError, match="full"):
+        start("lines", "sleep", show=stumble)
+    assert not any(map(psutil.pid_exists, pids))
+
+
+# ---------------------------------------------------------------- signals
+
+LAUNCHING = (
+    "import sys; from ranks.starting import start; start('lines', sys.argv[1], show=lambda l: print(l, flush=1))"
+)
+
+
+def needs_signals(test):
+    return slow(pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT for another process")(test))
+
+
+class Launched:
+    """A process that has started two ranks, and all that it has started."""
+
+    def __init__(self, what, n_pids):
+        self.process = subprocess.Popen(
+            [sys.executable, "-c", LAUNCHING, what],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env=os.environ | {"PYTHONPATH": SEARCHED},
+            start_new_session=True,
+        )
+        self.said = []
+        while len(self.said) < n_pids:
+            line = self.process.stdout.readline()
+            assert line, self.process.stderr.read()
+            self.said += map(int, re.findall(r"^pid (\d+)", line))
+        self.family = psutil.Process(self.process.pid).children(recursive=True)
+        assert {one.pid for one in self.family} > set(self.said)
+
+    def seconds_to_end(self):
+        began = time.monotonic()
+        self.errors = self.process.communicate(timeout=60)[1]
+        return time.monotonic() - began
+
+    def left(self):
+        return [one for one in self.family if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+
+    def clean_up(self):
+        for one in self.left():
+            one.kill()
+        self.process.kill()
+        self.process.wait()
+
+
+@pytest.fixture
+def launched():
+    started = []
+
+    def launch(what, n_pids):
+        started.append(Launched(what, n_pids))
+        return started[-1]
+
+    yield launch
+    for one in started:
+        one.clean_up()
+
+
+@needs_signals
+@pytest.mark.parametrize(("what", "n_pids"), [("sleep", 2), ("stubborn", 4)])
+def test_an_interrupt_ends_all_ranks_within_10_seconds(what, n_pids, launched, temporary):
+    """Also those that do not want to end, and what they have started."""
+    before, one = shared_files(), launched(what, n_pids)
+    assert len(one.left()) >= n_pids + 1  # of torchrun's own too
+    assert os.getpgid(one.process.pid) not in {os.getpgid(other.pid) for other in one.left()}  # Stop does not hit them
+    one.process.send_signal(signal.SIGINT)
+    assert one.seconds_to_end() < 10
+    assert one.left() == []
+    assert one.process.returncode != 0 and one.errors.rstrip().endswith("KeyboardInterrupt")
+    assert os.listdir(temporary) == []
+    assert left_in_shared_memory(before, [process.pid for process in one.family]) == []
+
+
+@needs_signals
+@pytest.mark.xfail(strict=True, reason="it breaks off the wait for those that do not want to end, and kills none")
+def test_a_second_interrupt_leaves_nothing_behind_either(launched):
+    """As whoever presses Stop twice does."""
+    one = launched("stubborn", 4)
+    one.process.send_signal(signal.SIGINT)
+    time.sleep(1)
+    one.process.send_signal(signal.SIGINT)
+    one.seconds_to_end()
+    assert one.left() == []
+
+
+@needs_signals
+@pytest.mark.xfail(strict=True, reason="ranks are looked for among torchrun's children, and it has none any more")
+def test_torchrun_that_is_killed_leaves_no_ranks_behind(launched):
+    one = launched("sleep", 2)
+    agent = next(process for process in one.family if process.ppid() == one.process.pid)
+    agent.kill()
+    time.sleep(0.5)
+    one.process.send_signal(signal.SIGINT)
+    assert one.seconds_to_end() < 10
+    assert one.left() == []
+
+
+# ---------------------------------------------------------------- refusals
+
+
+@pytest.mark.parametrize(("count", "restarts"), [(0, 0), (-1, 0), (2, -1)])
+def test_no_ranks_are_refused(count, restarts):
+    with pytest.raises(ValueError, match=f"ranks is {count}, restarts {restarts}: start at least 1 rank"):
+        torchrun(["-m", "ranks.lines"], ranks=count, restarts=restarts)
+
+
+def test_outside_of_torchrun_there_are_no_ranks_to_join(monkeypatch):
+    for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR"):
+        monkeypatch.delenv(name, raising=False)
+    assert not is_started_by_torchrun() and not is_restarted()
+    with pytest.raises(RuntimeError, match=r"RANK is not set: start this with torchrun, or with course_lib\.parallel"):
+        ranks().__enter__()
+    monkeypatch.setenv("RANK", "0")
+    with pytest.raises(RuntimeError, match="WORLD_SIZE is not set"):
+        ranks().__enter__()
+
+
+@pytest.mark.parametrize(
+    ("backend", "words"),
+    [
+        ("mpi", "backend 'mpi' is unknown: choose one of gloo, nccl"),
+        ("nccl", "nccl connects GPUs, and the device is cpu: take gloo, or COURSE_DEVICE=cuda"),
+    ],
+)
+def test_a_backend_that_cannot_be_is_refused(backend, words, monkeypatch):
+    for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "COURSE_DEVICE": "cpu"}.items():
+        monkeypatch.setenv(name, value)
+    assert is_started_by_torchrun()
+    with pytest.raises(ValueError, match=words):
+        ranks(backend).__enter__()
+
+
+# ---------------------------------------------------------------- the command line
+
+SMALL = [
+    *("pretrain", "decoder", "--width", "32", "--layers", "2", "--row-length", "64", "--batch-size", "4"),
+    *("--tokens", "1024", "--optimizer", "adamw", "--dtype", "float32"),
+]
+
+
+@pytest.fixture(scope="module")
+def text(tmp_path_factory):
+    """A file of 60 real reviews."""
+    path = tmp_path_factory.mktemp("text") / "own.txt"
+    path.write_text("\n\n".join(review.text for review in reviews_of("train", "imdb")[:60]), "utf-8")
+    return path
+
+
+REFUSALS = [
+    (["--ranks", "9"], "9 ranks share batches of 4: start fewer, or raise the batch size"),
+    (["--ranks", "2", "--engine", "zero"], "engine 'zero' is unknown: choose one of ddp, fsdp"),
+    (["--engine", "ddp"], "engine is 'ddp': it is for ranks: give --ranks N too, or start with torchrun"),
+    (["--ranks", "2", "--engine", "fsdp", "--optimizer", "muon"], "Muon needs whole matrices, and fsdp cuts them"),
+]
+
+
+@pytest.mark.parametrize(("changes", "words"), REFUSALS, ids=[" ".join(case[0]) for case in REFUSALS])
+def test_ranks_that_cannot_be_are_refused_in_one_line_before_any_is_started(changes, words, text, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert cli.main([*SMALL, "--text", str(text), "--out", str(out), *changes]) == 2
+    said, errors = capsys.readouterr()
+    assert errors.startswith("course pretrain: ") and words in errors and len(errors.splitlines()) == 1
+    assert said == "" and not out.exists()
+
+
+def test_a_folder_that_holds_a_run_is_refused_before_any_rank_is_started(text, tmp_path, capsys):
+    (tmp_path / "step_3").mkdir()
+    assert cli.main([*SMALL, "--text", str(text), "--out", str(tmp_path), "--ranks", "2"]) == 2
+    assert "holds a run already: resume it, or choose another folder" in capsys.readouterr().err
+
+
+@slow
+@pytest.mark.xfail(strict=True, reason="0 counts as no --ranks at all, and trains on one process")
+def test_0_ranks_are_refused(text, tmp_path, capsys):
+    assert cli.main([*SMALL, "--text", str(text), "--out", str(tmp_path / "out"), "--ranks", "0"]) == 2
+    assert "start at least 1" in capsys.readouterr().err
+
+
+@slow
+@pytest.mark.xfail(strict=True, reason="--device is not handed on to ranks, nor refused")
+def test_a_device_that_is_unknown_is_refused_with_ranks_too(text, tmp_path, capsys):
+    arguments = ["--ranks", "1", "--device", "tpu", "--tokens", "256"]
+    assert cli.main([*SMALL, "--text", str(text), "--out", str(tmp_path / "out"), *arguments]) != 0
+    assert "device 'tpu' is unknown" in "".join(capsys.readouterr())
