@@ -72,15 +72,8 @@ def test_weights_losses_and_norms_are_those_of_one_process(case, on_two_ranks):
     assert min(row["norm"] for row in wanted) > scenes.CLIP  # so that the limit bites
 
 
-FAULT = "TwoStream.target_logits calls predict, not forward, so that FSDP does not gather the model's own weights"
-CASES = [
-    pytest.param(case, id=case.name, marks=[slow] + [pytest.mark.xfail(strict=True, reason=FAULT)] * is_broken)
-    for case in scenes.OTHER_MODELS
-    for is_broken in [(case.kind, case.objective) == ("fsdp", "permuted")]
-]
-
-
-@pytest.mark.parametrize("case", CASES)
+@slow
+@pytest.mark.parametrize("case", scenes.OTHER_MODELS, ids=lambda case: case.name)
 def test_so_are_those_of_the_other_kinds_of_models(case, on_two_ranks):
     folder, heard = on_two_ranks
     assert "error" not in heard[0][case.name]
@@ -229,7 +222,6 @@ def test_no_part_and_no_leftover_is_without_a_fingerprint(saved):
 
 
 @slow
-@pytest.mark.xfail(strict=True, reason="get_state_dict takes a step with gradients of 0, which AdamW's `step` counts")
 def test_a_checkpoint_before_the_first_step_changes_nothing(saved):
     assert scenes.distance(weights(saved, "first_True"), weights(saved, "first_False")) < 1e-12
 

@@ -91,7 +91,6 @@ def test_a_run_may_go_on_with_the_other_engine(sittings):
     assert distance(folder / "ddp", folder / "dry") > 1e-2  # the control: other dropout
 
 
-@pytest.mark.xfail(strict=True, reason="the checkpoint before the first step moves AdamW's count of steps")
 def test_without_dropout_the_model_is_that_of_one_process(sittings, text, tmp_path):
     folder, rows = sittings
     alone = list(pretrain(program.tiny(text, dropout=0.0, warmup=0), tmp_path, device="cpu"))
@@ -100,7 +99,6 @@ def test_without_dropout_the_model_is_that_of_one_process(sittings, text, tmp_pa
     assert [row.loss for row in alone] == pytest.approx([row[2] for row in rows[0]["dry"][0]], rel=1e-4)
 
 
-@pytest.mark.xfail(strict=True, reason="it says that config.json is not there: check the name")
 def test_one_process_says_that_it_cannot_go_on_with_what_ranks_have_written(sittings, text):
     with pytest.raises(ValueError, match="ranks"):
         list(pretrain(program.tiny(text), sittings[0] / "ddp", resume=True, device="cpu"))
@@ -188,7 +186,7 @@ def test_kill_9_of_ranks_costs_their_steps_since_the_last_checkpoint_and_nothing
     assert {("loss", step) for step in range(1, 21)} < curve(folder).keys()
     for step in Checkpoints(folder).steps():
         Checkpoints(folder).load(step)
-    assert not list(folder.glob(".*"))
+    assert not list(folder.glob(".*.partial"))
 
 
 def rows_taken(folder):
@@ -242,7 +240,6 @@ def test_course_pretrain_on_ranks_prints_its_lines_and_leaves_a_model(text, tmp_
     assert weights(tmp_path / "run") == before
 
 
-@pytest.mark.xfail(strict=True, reason="what is refused is tried again three times before it is said")
 def test_what_the_ranks_refuse_is_said_once(text, tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("PYTHONPATH", SEARCHED)
     assert cli.main([*SMALL, "--text", str(text), "--out", str(tmp_path), "--ranks", "2", "--resume"]) != 0
@@ -250,7 +247,6 @@ def test_what_the_ranks_refuse_is_said_once(text, tmp_path, monkeypatch, capfd):
     assert 1 <= said.count("course pretrain: ") <= 3  # each rank, and the command
 
 
-@pytest.mark.xfail(strict=True, reason="a rank that is started anew goes on with what it refused at first")
 def test_a_folder_that_holds_a_run_is_refused_however_often_torchrun_starts_the_ranks(sittings, text, tmp_path):
     """As several machines start them, without the look that `course pretrain --ranks` takes."""
     folder = tmp_path / "run"

@@ -195,7 +195,6 @@ def test_numbers_without_a_fate_are_refused(numbers, scale, words):
         fate(torch.tensor(numbers), scale=scale)
 
 
-@pytest.mark.xfail(strict=True, reason="nan > 0 is False, so what is no number is left out as if it were 0")
 def test_what_is_no_number_is_not_taken_for_0():
     """A gradient with a NaN in it is reported as if it were whole."""
     try:

@@ -14,7 +14,10 @@ def say(words):
 
 
 def write_lines(number):
-    say(f"first of {number}: é, {os.environ['OMP_NUM_THREADS']} threads of {os.environ['WORLD_SIZE']} ranks")
+    # what Python would keep back in a pipe
+    sys.stdout.write(
+        f"first of {number}: é, {os.environ['OMP_NUM_THREADS']} threads of {os.environ['WORLD_SIZE']} ranks\n"
+    )
     if number == 0:
         os.write(1, b"no UTF-8: \xff\n")
     time.sleep(2)
