@@ -575,7 +575,7 @@ def test_a_crash_is_reported_with_its_line(name, capsys):
         (None, None),
         ([[1]], "x"),
         [],
-        object,
+        pytest.param(object(), id="object()"),
         torch.zeros(0),
         (torch.zeros(1, 4, 4), None),
         (torch.tensor([[1]]), torch.tensor([[1]])),

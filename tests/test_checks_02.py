@@ -883,7 +883,7 @@ class HalfMade(nn.Module):
         [],
         {},
         {1: torch.zeros(1)},
-        object,
+        object(),
         HalfMade(),
         (HalfMade(), HalfMade()),
         ([HalfMade()], [HalfMade()]),

@@ -817,7 +817,7 @@ class HalfMade(nn.Module):
         ["bias", HalfMade()],
         {},
         {1: torch.zeros(1)},
-        object,
+        object(),
         HalfMade(),
         (HalfMade(), HalfMade()),
         torch.zeros(0),

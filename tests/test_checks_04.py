@@ -824,7 +824,7 @@ def fields(**others):
         fields(labels=torch.zeros(3, dtype=torch.long, device="meta")),
         fields(labels=torch.eye(3).to_sparse()),
         fields(labels=torch.tensor(1)),
-        object,
+        object(),
         HalfMade(),
         torch.zeros(0),
         torch.zeros(()),

@@ -105,8 +105,10 @@ class Efficiency:
 @cache
 def base_of(name: str, seed: int = 0) -> tuple[LanguageModel, Tokenizer]:
     """A base and its tokenizer, read once. Work on a copy of it."""
-    if name in ("minilm", "reader"):
-        return load_minilm() if name == "minilm" else load_reader()
+    if name == "minilm":
+        return load_minilm()
+    if name == "reader":
+        return load_reader()
     encoder = load_checkpoint("encoder")
     return (new_model(Encoder, encoder.config, seed=seed) if name == "scratch" else encoder), course_tokenizer()
 
