@@ -16,7 +16,7 @@ LAYERS = [
     {"runtime", "files", "vocabulary", "masks", "spans", "schedules", "optimizers", "precision", "plots"},
     {"records", "tokenizer", "layers", "objectives", "weights"},
     {"data", "model", "checkpoint"},
-    {"peft", "training", "generation", "evaluation", "pretrained", "architectures"},
+    {"peft", "training", "generation", "evaluation", "pretrained", "architectures", "recomputation"},
     {"finetuning", "parallel", "planner"},
     {"runs", "lab"},
     {"widgets", "checks"},

@@ -2,6 +2,7 @@
 
 from course_lib.parallel.checkpoints import SharedCheckpoints, read_weights, whole_weights
 from course_lib.parallel.engines import ENGINES, Replicated, Sharded, make_engine
+from course_lib.parallel.functions import run_on_ranks
 from course_lib.parallel.launch import torchrun
 from course_lib.parallel.ranks import (
     agreed,
@@ -27,6 +28,7 @@ __all__ = [
     "rank",
     "ranks",
     "read_weights",
+    "run_on_ranks",
     "summed",
     "torchrun",
     "whole_weights",
