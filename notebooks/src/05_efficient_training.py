@@ -1,0 +1,1335 @@
+# ---
+# jupyter:
+#   jupytext: {text_representation: {extension: .py, format_name: percent}}
+#   kernelspec: {display_name: Python 3, language: python, name: python3}
+# ---
+
+# %% [markdown] name="title"
+# # 05 Efficient training
+#
+# **Half the memory, three times the speed, four devices for the work of four.** Such figures stand in every guide to training large
+# models. They were true of some model, in some shape, on some machine. This chapter measures them on yours: every byte counted, every
+# ratio taken in one run, and the parallel part done by real processes that talk to each other.
+#
+# You will
+#
+# - measure where a coarser number format pays, and where it does not;
+# - look at the gradients of a real step through a microscope, and choose the scale at which fp16 can hold them;
+# - cut a batch into pieces without changing the result, and see what the usual way of doing it changes;
+# - trade time for memory by computing things twice;
+# - start two processes from this notebook that train one model, prove that they train the same one, and count what each holds and sends;
+# - plan the training of models that will never fit this machine, with a planner that has been checked on those that do;
+# - kill one of the processes, and lose nothing.
+#
+# **How to read it.** Run the cells in order with Shift+Enter, or all of them with *Run → Run All Cells*, which takes a few
+# minutes. Where it says *Predict*, commit to a guess before you run the next cell. Every measured number comes from the cell above it,
+# on your machine: timings on a laptop that does other things beside come out otherwise each time, and bytes do not.
+#
+# **If you build compilers:** these are the optimisation passes. The program computes the same function, so each pass is checked against
+# the unoptimised one: to the bit where it only moves work, to rounding where it changes the order of sums. The analogy breaks at
+# precision: no compiler may round your integers, and here half of the chapter is about when one may.
+
+# %% [markdown] name="words"
+# <details><summary><b>Words used below</b> (unfold when you meet one)</summary>
+#
+# - **fp32, bf16, fp16**: number formats of 32, 16 and 16 bits. bf16 has fp32's range and 8 bits of precision; fp16 has 11 bits and a
+#   narrow range. **Subnormal**: below the smallest number that has full precision, where digits get lost one by one.
+# - **Autocast**: weights stay fp32, matrix products are computed in a shorter format. **Mixed precision**: that.
+# - **Kept for the backward pass**: what the forward pass stores so that gradients can be computed (activations).
+# - **Accumulation**: several micro-batches add up to the gradient of one step. **Activation checkpointing**: keep only what enters each
+#   block and compute the block again on the way back. (A *checkpoint of a run* is something else: a file.)
+# - **Rank**: one of the processes that train together. **torchrun**: starts them, and starts them again. **gloo, nccl**: what they
+#   talk by, on CPUs and on GPUs. **All-reduce**: everybody gets the sum of what everybody has. **Reduce-scatter**: everybody gets a part
+#   of the sum. **All-gather**: everybody gets the parts of all.
+# - **DDP**, distributed data parallel: every rank holds the model and reads other rows. **FSDP**, fully sharded: every rank holds a part
+#   of every weight, gradient and moment, and borrows the rest for the time of a block.
+# - **Optimiser state**: AdamW keeps two moments for each number that it trains.
+# - **The source**: the text that this course grew out of. **Names in the code** end in their axes.
+# </details>
+
+# %% name="setup" tags=["setup"]
+import contextlib
+import copy
+import math
+import tempfile
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import psutil
+import torch
+from IPython.display import Markdown, display
+from torch import nn
+from torch.nn import functional as F
+from tqdm.auto import tqdm
+
+from course_lib import plots, runs
+from course_lib.architectures import ARCHITECTURES, QUERY_AND_VALUE, dimensions_of
+from course_lib.data import PretrainingDataset, course_tokenizer, pad, reviews_of
+from course_lib.evaluation import mean_interval
+from course_lib.layers import TransformerConfig
+from course_lib.model import Decoder, Encoder
+from course_lib.objectives import causal
+from course_lib.optimizers import make_optimizer
+from course_lib.parallel import run_on_ranks, torchrun
+from course_lib.peft import Full, LoRA
+from course_lib.planner import PRECISIONS, Bytes, Plan, state_memory, trained_parameters
+from course_lib.precision import LossScale, fate
+from course_lib.pretrained import load_checkpoint
+from course_lib.recomputation import recomputed_blocks
+from course_lib.records import Record
+from course_lib.runs.shared_steps import SharedSteps, alone, distance, on_ranks
+from course_lib.runtime import autocast, kept_for_backward, matmul_rate, pick_device, seeded, threads, wait_for
+from course_lib.training import batch_loss, held_out_loss, new_model, train
+from course_lib.widgets.binder import compare, guess, guess_number, sweep, table
+from course_lib.widgets.loss_scale import ScaleBench, draw_microscope, microscope
+from course_lib.widgets.planning import PlanBench, draw_plan, planner_explorer
+from course_lib.widgets.scale_life import draw_scale_life
+
+tokenizer = course_tokenizer()
+vocabulary = tokenizer.vocabulary
+device = pick_device()
+MIB = 2**20
+
+# %% name="read-text"
+ROW = 128
+packed, held_out = (runs.training_rows(ROW, split=s) for s in tqdm(["train", "dev"], desc="reading and tokenising"))
+dataset = PretrainingDataset(packed, vocabulary, "causal", batch_size=8)
+decoder = load_checkpoint("decoder").to(device).train()
+Markdown(
+    f"The text is film reviews, {packed.ids_NT.numel():,} tokens in rows of {ROW}; the model of most experiments is the course's own "
+    f"decoder of chapter 2, {decoder.n_parameters():,} parameters in {decoder.config.n_layers} layers, {decoder.config.d_model} wide."
+)
+
+# %% [markdown] name="precision"
+# ## 1 Where a shorter format pays
+#
+# In mixed precision the weights stay in fp32, and matrix products read copies in 16 bits. bf16 has the range of fp32, so nothing else need
+# change. *Half the memory, two to three times the speed*, it is said. Half of which memory, and at what size of model?
+#
+# **Predict.** One training step of a masked encoder of two layers, on the same 8 rows, in fp32 and in bf16. How many times as fast is bf16
+# at a width of 1,024?
+
+# %% name="predict-precision"
+speed_guess = guess(
+    "At width 1,024, bf16 is", ["slower", "1 to 2 times as fast", "2 to 3 times as fast", "more than 3 times"]
+)
+display(speed_guess)
+
+# %% name="measure-precision"
+WIDTHS, REPEATS = (64, 128, 256, 512, 1024), 3
+FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16}
+masked = PretrainingDataset(packed, vocabulary, "masked", batch_size=8).batch(0).to(device)
+
+
+def forward_and_backward(model, batch, dtype):
+    """Seconds, bytes kept for the backward pass, and the gradient of one step."""
+    model.zero_grad()
+    wait_for(device)
+    began = time.perf_counter()
+    with autocast(device, dtype), kept_for_backward(model) as kept:
+        logits_NV = model.target_logits(batch)
+        loss = F.cross_entropy(
+            logits_NV.to(torch.promote_types(logits_NV.dtype, torch.float32)), batch.labels_BL[batch.is_target_BL]
+        )
+    loss.backward()
+    wait_for(device)
+    return time.perf_counter() - began, kept.bytes, torch.cat([p.grad.flatten() for p in model.parameters()])
+
+
+def relative_error(gradient, truth):
+    return float((gradient.double() - truth).norm() / truth.norm())
+
+
+def compare_formats(width):
+    """For each format: the median seconds, bytes kept, and how far its gradient lies from that in 64 bits."""
+    config = TransformerConfig(
+        vocabulary.size, d_model=width, n_layers=2, n_heads=width // 32, d_ff=4 * width, max_len=ROW
+    )
+    model = new_model(Encoder, config.with_(positions="rotary"))
+    truth = forward_and_backward(copy.deepcopy(model).double(), masked, torch.float32)[2]
+    found = {name: [] for name in FORMATS}
+    for _ in range(REPEATS):  # the formats take turns, so that a busy moment hits both
+        for name, dtype in FORMATS.items():
+            found[name].append(forward_and_backward(model, masked, dtype))
+    return {
+        name: (float(np.median([f[0] for f in all_found])), all_found[0][1], relative_error(all_found[0][2], truth))
+        for name, all_found in found.items()
+    }
+
+
+by_width = {width: compare_formats(width) for width in tqdm(WIDTHS, desc="widths")}
+speedup = {width: found["fp32"][0] / found["bf16"][0] for width, found in by_width.items()}
+product_speedup = {
+    width: matmul_rate(torch.bfloat16, device, width) / matmul_rate(torch.float32, device, width) for width in WIDTHS
+}
+plots.show(
+    plots.draw_curves(
+        {
+            "a step of training": (WIDTHS, list(speedup.values())),
+            "a matrix product alone": (WIDTHS, list(product_speedup.values())),
+        },
+        references={"equally fast": 1.0},
+        xlabel="width of the model",
+        ylabel="fp32's time / bf16's time",
+        kinds=None,
+        log_x=True,
+    ),
+    alt="Speed-up of bf16 over fp32 against the width of the model, for a whole training step and for a matrix product alone.",
+)
+display(
+    table(
+        ["width", "bf16: time of a step", "kept for backward", "error of the gradient in fp32", "in bf16"],
+        [
+            [width, f"{found['bf16'][0] / found['fp32'][0]:.2f} of fp32's", f"{found['bf16'][1] / found['fp32'][1]:.0%} of fp32's",
+             f"{found['fp32'][2]:.1e}", f"{found['bf16'][2]:.1e}"]
+            for width, found in by_width.items()
+        ],
+    )
+)  # fmt: skip
+
+# %% name="compare-precision" jupyter={"source_hidden": true}
+widest, narrowest = WIDTHS[-1], WIDTHS[0]
+at_widest = speedup[widest]
+bands = {
+    "slower": (0, 1),
+    "1 to 2 times as fast": (1, 2),
+    "2 to 3 times as fast": (2, 3),
+    "more than 3 times": (3, math.inf),
+}
+paying = [width for width, times in speedup.items() if times > 1.1]
+compare(
+    speed_guess,
+    f"{at_widest:.1f} times as fast at width {widest:,}, {speedup[narrowest]:.1f} times at {narrowest}. "
+    + (f"It pays from width {paying[0]} on here. " if paying else "It pays at none of these widths on this machine. ")
+    + f"A matrix product alone is {product_speedup[widest]:.1f} times as fast at that size: what is not a product (normalisations, the "
+    "loss, copies of the weights into 16 bits, which small batches pay for again and again) takes what it took before. "
+    f"Of what is kept for the backward pass, bf16 keeps {by_width[widest]['bf16'][1] / by_width[widest]['fp32'][1]:.0%}. "
+    f"The price is a gradient that is off by {by_width[widest]['bf16'][2]:.1%}; fp32's is off by {by_width[widest]['fp32'][2]:.0e}.",
+    next(words for words, (low, high) in bands.items() if low <= at_widest < high),
+)
+
+# %% [markdown] name="microscope"
+# ## 2 The gradients of a real step, under a microscope
+#
+# fp16 has more digits than bf16, and a narrow range: below 2⁻²⁵ everything becomes 0, above 65,504 everything becomes infinite. Here are
+# the gradients of one step of the course's decoder, computed in fp32, on real reviews. **Predict.** How many per cent of its numbers other
+# than 0 would fp16 turn into 0?
+
+# %% name="predict-lost"
+lost_guess = guess_number("Rounded to 0 in fp16", low=0, high=100, step=1, unit="% of the gradient's numbers")
+display(lost_guess)
+
+# %% name="gradients-of-a-step"
+KINDS_OF_WEIGHTS = {
+    "embeddings": ("wte", "wpe"),
+    "attention": ("attn.c_attn.weight", "attn.c_proj.weight"),
+    "feed-forward": ("mlp.c_fc.weight", "mlp.c_proj.weight"),
+    "normalisations and biases": ("ln_", "bias"),
+}
+
+
+def kind_of(name):
+    return next(kind for kind, parts in KINDS_OF_WEIGHTS.items() if any(part in name for part in parts))
+
+
+seconds, _, _ = forward_and_backward(decoder, dataset.batch(0).to(device), torch.float32)
+gradients = {kind: [] for kind in KINDS_OF_WEIGHTS}
+for name, parameter in decoder.named_parameters():
+    gradients[kind_of(name)].append(parameter.grad.flatten().cpu())
+gradients = {kind: torch.cat(parts) for kind, parts in gradients.items()}
+all_gradients = torch.cat(list(gradients.values()))
+bench = ScaleBench(gradients)
+plots.show(
+    draw_microscope(bench.compute(0)),
+    alt="Sizes of a step's gradients on a logarithmic axis, over the ranges of fp16, unscaled.",
+)
+
+# %% name="compare-lost" jupyter={"source_hidden": true}
+unscaled, LARGE_STEP = fate(all_gradients), 512
+in_large_step = fate(all_gradients, scale=1 / LARGE_STEP)
+by_kind = {kind: fate(values) for kind, values in gradients.items()}
+most_lost = max(by_kind, key=lambda kind: by_kind[kind].lost)
+compare(
+    lost_guess,
+    f"{unscaled.lost:.1%} become 0, and {unscaled.subnormal:.0%} are subnormal: some of their digits are gone. Most is lost among the "
+    f"{most_lost} ({by_kind[most_lost].lost:.0%}). This step has {int(dataset.batch(0).is_target_BL.sum()):,} targets. A step of "
+    f"{LARGE_STEP} such micro-batches divides each one's loss by {LARGE_STEP} times as many, and its gradients shrink with it: then "
+    f"{in_large_step.lost:.0%} are lost and {in_large_step.subnormal:.0%} subnormal. So multiply the loss by a number, let the gradients "
+    "be computed, and divide them by it in fp32: that is **loss scaling** (arXiv:1710.03740).",
+    100 * unscaled.lost,
+    near=2,
+)
+
+# %% [markdown] name="scale-question"
+# **Which scale?** Move it until next to nothing is lost, and go on until the first number overflows. One infinite number is enough to
+# spoil a step.
+
+# %% name="explore-scale"
+scope = microscope(gradients)
+display(scope)
+
+# %% name="best-scale" jupyter={"source_hidden": true}
+views = {k: bench.compute(k) for k in range(-8, 33)}
+safe = [k for k, view in views.items() if not view.is_left_out]
+plots.show(
+    draw_microscope(views[max(safe)]), alt="The same gradients, at the largest scale that none of them overflows at."
+)
+Markdown(
+    f"The largest scale without overflow is 2^{max(safe)}; there {views[max(safe)].fate.lost:.2%} are lost and "
+    f"{views[max(safe)].fate.subnormal:.1%} subnormal. Nobody knows this number before the step, and gradients change as training goes on."
+)
+
+# %% [markdown] name="dynamic"
+# **Dynamic scaling** finds it by trial: begin too high, halve after a step that overflowed (and leave that step out), double after some
+# good steps in a row. Here it is at work in real fp16. CPUs compute fp16 slowly, so the model is tiny and the interval short; the
+# real one is 2,000 steps. **Predict.** From a scale of 2²⁸, how many of 60 steps are left out?
+
+# %% name="predict-skipped"
+skipped_guess = guess_number("Steps left out", low=0, high=60, step=1, unit="of 60 steps")
+display(skipped_guess)
+
+# %% name="train-in-fp16"
+tiny_rows = replace(packed, ids_NT=packed.ids_NT[:, :32], document_ids_NT=packed.document_ids_NT[:, :32])
+tiny_data = PretrainingDataset(tiny_rows, vocabulary, "causal", batch_size=4)
+tiny = TransformerConfig(vocabulary.size, d_model=32, n_layers=2, n_heads=2, d_ff=128, max_len=32)
+START, INTERVAL, STEPS = 2.0**28, 8, 60
+
+
+def tiny_run(**how):
+    model = new_model(Decoder, tiny)
+    return model, list(train(model, tqdm(tiny_data, total=STEPS, leave=False), steps=STEPS, rate=2e-3, **how))
+
+
+with threads(1):  # so small a model is faster on one
+    in_fp16, life = tiny_run(dtype=torch.float16, scale=LossScale(START, interval=INTERVAL))
+    in_fp32, plain = tiny_run(dtype=torch.float32)
+scales, norms = [row.scale for row in life], [row.gradient_norm for row in life]
+plots.show(
+    draw_scale_life(scales, norms, interval=INTERVAL),
+    alt="The loss scale at each step of a run in fp16: halved where a step overflowed, doubled after some good ones.",
+)
+
+# %% name="compare-skipped" jupyter={"source_hidden": true}
+left_out = [row.step for row in life if not math.isfinite(row.gradient_norm)]
+settled = len(left_out) - 1 if left_out else 0
+compare(
+    skipped_guess,
+    f"{len(left_out)} steps were left out: "
+    + (
+        f"steps {left_out[0]} to {max(n for k, n in enumerate(left_out) if n == left_out[0] + k)} one after another, until the scale fitted"
+        if left_out
+        else "none"
+    )
+    + (
+        ", and later ones each time that it was doubled once too often"
+        if left_out and left_out[-1] > len(left_out)
+        else ""
+    )
+    + f". The run ends at {life[-1].loss:.3f} nats per target, the same run in fp32 at {plain[-1].loss:.3f}. A step left out is a batch "
+    "not learned from: with the real interval of 2,000 that is one in some thousands.",
+    len(left_out),
+    near=2,
+)
+
+# %% [markdown] name="accumulation"
+# ## 3 The same step in pieces
+#
+# A batch does not fit, so it is cut: forward and backward for each piece, gradients add up, one update. In this course the loss is
+# *summed* over targets and divided once by all of the step's targets. The usual way takes each piece's mean, and the mean of those
+# means. With pieces of equal size both are the same. Sentences are not of equal size.
+#
+# **Predict.** Sixteen sentences, sorted by length and cut into four pieces. How far is the gradient of the mean of means off, as a share
+# of the true one's length?
+
+# %% name="predict-means"
+means_guess = guess("The gradient of the mean of means is off by", ["less than 1 %", "1 to 10 %", "more than 10 %"])
+display(means_guess)
+
+# %% name="accumulate"
+sentences = sorted(tokenizer.encode_all([r.text for r in reviews_of("train", "rotten_tomatoes")[:16]]), key=len)
+
+
+def batch_of(sequences):
+    return causal(pad(sequences, vocabulary, length=ROW, frame=("bos", "eos")), vocabulary).to(device)
+
+
+whole, pieces = batch_of(sentences), [batch_of(sentences[n : n + 4]) for n in range(0, 16, 4)]
+
+
+def gradient_of(pieces, *, means=False):
+    """The gradient over all pieces, and the most bytes that one of them keeps for its backward pass."""
+    decoder.zero_grad()
+    targets, most = sum(int(piece.is_target_BL.sum()) for piece in pieces), 0
+    for piece in pieces:
+        with kept_for_backward(decoder) as kept:
+            total, n_targets = batch_loss(decoder, piece)
+        (total / n_targets / len(pieces) if means else total / targets).backward()
+        most = max(most, kept.bytes)
+    return torch.cat([p.grad.flatten() for p in decoder.parameters()]).double(), most
+
+
+true_gradient, bytes_whole = gradient_of([whole])
+summed_gradient, bytes_pieces = gradient_of(pieces)
+means_gradient, _ = gradient_of(pieces, means=True)
+off_summed, off_means = (relative_error(g, true_gradient) for g in (summed_gradient, means_gradient))
+table(
+    ["step", "targets", "error of the gradient", "kept for backward at a time, MiB"],
+    [
+        ["16 sentences at once", int(whole.is_target_BL.sum()), "", f"{bytes_whole / MIB:.1f}"],
+        ["four pieces, summed and divided once", " + ".join(str(int(p.is_target_BL.sum())) for p in pieces), f"{off_summed:.1e}",
+         f"{bytes_pieces / MIB:.1f}"],
+        ["four pieces, the mean of their means", "the same", f"{off_means:.1%}", f"{bytes_pieces / MIB:.1f}"],
+    ],
+)  # fmt: skip
+
+# %% name="compare-means" jupyter={"source_hidden": true}
+compare(
+    means_guess,
+    f"Off by {off_means:.0%}, and summed by {off_summed:.0e}, which is rounding. A word of the shortest piece weighs "
+    f"{int(pieces[-1].is_target_BL.sum()) / int(pieces[0].is_target_BL.sum()):.1f} times as much as one of the longest in a mean of means. "
+    f"The memory saved is not three quarters: the longest piece keeps {bytes_pieces / bytes_whole:.0%} of what the whole batch keeps. "
+    "Libraries shipped this mistake until 2024, and the losses that they printed looked fine.",
+    "less than 1 %" if off_means < 0.01 else "1 to 10 %" if off_means < 0.1 else "more than 10 %",
+)
+
+# %% [markdown] name="means-cost-question"
+# **What does it cost?** A gradient that is off need not lead to a worse model. So train both ways, from the same weights and on the same
+# sentences, and look at the loss on others. **Predict.** Which model ends better?
+
+# %% name="predict-means-cost"
+cost_guess = guess("After training, the mean of means ends", ["better", "worse", "no different, within the spread"])
+display(cost_guess)
+
+# %% name="train-with-means"
+TRAINED_STEPS, SEEDS = 60, range(3)
+pool = tokenizer.encode_all([r.text for r in reviews_of("train", "rotten_tomatoes")[: 16 * TRAINED_STEPS]])
+others = [batch_of(tokenizer.encode_all([r.text for r in reviews_of("dev", "rotten_tomatoes")[:128]]))]
+small = TransformerConfig(vocabulary.size, d_model=64, n_layers=2, n_heads=2, d_ff=256, max_len=ROW)
+
+
+def trained_loss(seed, *, means):
+    """Held-out loss of a small model after steps of 16 sentences in four pieces, sorted by length."""
+    model = new_model(Decoder, small, seed=seed).train()
+    optimizer = make_optimizer(model)
+    for group in optimizer.param_groups:
+        group["lr"] = 2e-3
+    for at in torch.randperm(TRAINED_STEPS, generator=seeded(seed)).tolist():
+        drawn = sorted(pool[16 * at : 16 * at + 16], key=len)
+        parts = [batch_of(drawn[n : n + 4]) for n in range(0, 16, 4)]
+        targets = sum(int(part.is_target_BL.sum()) for part in parts)
+        for part in parts:
+            total, n_targets = batch_loss(model, part)
+            (total / n_targets / len(parts) if means else total / targets).backward()
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    return held_out_loss(model, others, dtype=torch.float32)
+
+
+ended = [
+    [trained_loss(seed, means=means) for means in (False, True)] for seed in tqdm(SEEDS, desc="three starts, both ways")
+]
+worse_by = [means - right for right, means in ended]
+center, low, high = mean_interval(worse_by)
+table(
+    ["start", "summed, divided once", "mean of means", "difference"],
+    [
+        [f"seed {seed}", f"{right:.3f}", f"{means:.3f}", f"{means - right:+.3f}"]
+        for seed, (right, means) in zip(SEEDS, ended, strict=True)
+    ],
+)
+
+# %% name="compare-means-cost" jupyter={"source_hidden": true}
+compare(
+    cost_guess,
+    f"The mean of means ends {center:+.3f} nats per target away, 95 % interval {low:+.3f} to {high:+.3f} over {len(SEEDS)} starts. "
+    + (
+        "The interval holds 0, so nothing can be said of which is better; what can be said is that the result depends on how the batch was "
+        "cut, and that nobody who reads the loss will notice. "
+        if low <= 0 <= high
+        else f"It learned to please short sentences, and {'pays' if center > 0 else 'even gains'} on these. "
+    )
+    + "Whoever compares two runs that were cut differently compares two objectives.",
+    "no different, within the spread" if low <= 0 <= high else "worse" if center > 0 else "better",
+)
+
+# %% [markdown] name="recomputation"
+# ## 4 Compute it twice, keep it once
+#
+# Most of a step's memory is often what the forward pass keeps. **Activation checkpointing** keeps what enters each block, and computes
+# the block again when the backward pass comes to it. It changes no number, so gradients can be compared to the bit.
+#
+# **Predict.** How much longer does a step take?
+
+# %% name="predict-recompute"
+recompute_guess = guess_number("A step takes longer by", low=0, high=200, step=5, unit="%")
+display(recompute_guess)
+
+# %% name="measure-recompute"
+full_batch = PretrainingDataset(packed, vocabulary, "causal", batch_size=16).batch(0).to(device)
+quarters = [full_batch.rows(slice(n, n + 4)) for n in range(0, 16, 4)]
+WAYS = {  # micro-batches, number format, whether blocks are computed again
+    "as it is": ([full_batch], torch.float32, False),
+    "bf16": ([full_batch], torch.bfloat16, False),
+    "four micro-batches": (quarters, torch.float32, False),
+    "checkpointing": ([full_batch], torch.float32, True),
+    "all three": (quarters, torch.bfloat16, True),
+}
+
+
+def one_way(batches, dtype, again):
+    """Seconds of a forward and backward pass, the most bytes kept at a time, and the gradient."""
+    decoder.zero_grad()
+    targets, most = sum(int(batch.is_target_BL.sum()) for batch in batches), 0
+    wait_for(device)
+    began = time.perf_counter()
+    with recomputed_blocks(decoder) if again else contextlib.nullcontext():
+        for batch in batches:
+            with autocast(device, dtype), kept_for_backward(decoder) as kept:
+                total, _ = batch_loss(decoder, batch)
+            (total / targets).backward()
+            most = max(most, kept.bytes)
+    wait_for(device)
+    return time.perf_counter() - began, most, torch.cat([p.grad.flatten() for p in decoder.parameters()])
+
+
+tried = {way: [] for way in WAYS}
+for _ in tqdm(range(REPEATS), desc="taking turns"):
+    for way, how in WAYS.items():
+        tried[way].append(one_way(*how))
+way_seconds = {way: float(np.median([t[0] for t in all_tried])) for way, all_tried in tried.items()}
+weight_bytes = sum(p.numel() * p.element_size() for p in decoder.parameters())
+step_memory = {
+    way: {
+        "weights": weight_bytes,
+        "gradients": weight_bytes,
+        "optimiser state": 2 * weight_bytes,
+        "kept for backward": all_tried[0][1],
+    }
+    for way, all_tried in tried.items()
+}
+plots.show(
+    plots.draw_stacks(
+        {way: {part: size / MIB for part, size in parts.items()} for way, parts in step_memory.items()},
+        xlabel="memory of a training step, MiB",
+    ),
+    alt="Memory of a training step in five ways, as stacked bars of weights, gradients, optimiser state and what is kept for backward.",
+)
+first_gradient = tried["as it is"][0][2]
+kept_by = {way: parts["kept for backward"] for way, parts in step_memory.items()}
+inside_a_block = (kept_by["as it is"] - kept_by["checkpointing"]) / decoder.config.n_layers
+display(
+    table(
+        ["way", "memory", "time of a step", "gradient"],
+        [
+            [way, f"{sum(step_memory[way].values()) / sum(step_memory['as it is'].values()):.0%}",
+             f"{way_seconds[way] / way_seconds['as it is']:.2f}",
+             "equal to the bit" if torch.equal(found[0][2], first_gradient) else f"off by {relative_error(found[0][2], first_gradient.double()):.0e}"]
+            for way, found in tried.items()
+        ],
+    )
+)  # fmt: skip
+
+# %% name="compare-recompute" jupyter={"source_hidden": true}
+longer = way_seconds["checkpointing"] / way_seconds["as it is"] - 1
+compare(
+    recompute_guess,
+    f"{100 * longer:.0f} % longer in this measurement, for {kept_by['checkpointing'] / kept_by['as it is']:.0%} of what was kept. A "
+    "forward pass is about a third of a step's arithmetic, so a third more is what to expect of the blocks; the output layer is not "
+    f"computed again. While a block is computed again its inside is there too, {inside_a_block / MIB:.0f} MiB more for a moment.",
+    100 * longer,
+    near=10,
+)
+
+# %% [markdown] name="memory-chart"
+# The text that this course grew out of has a chart of this kind, with one bar for each technique; its figures were typed in. In the one
+# above each byte was counted on this machine. What it shows depends on the model and the batch: where weights and moments are most of the
+# memory, none of these techniques touches that part. That is what the next one is for.
+
+# %% [markdown] name="parallel"
+# ## 5 Two processes, one model
+#
+# Many guides begin with `nn.DataParallel`. Look at what it does on this machine:
+
+# %% name="data-parallel"
+wrapped = nn.DataParallel(decoder)
+same = torch.equal(wrapped.module.transformer["wte"].weight, decoder.transformer["wte"].weight)
+Markdown(
+    f"`DataParallel` on this machine shares its batch among {len(wrapped.device_ids)} devices"
+    + (": it passes everything through to the module inside, without a word. A figure for its speed-up that was measured so is a figure "
+       "for nothing." if len(wrapped.device_ids) < 2 else ", from one process. It gathers all outputs on one of them; the engines below do not.")
+)  # fmt: skip
+
+# %% [markdown] name="ranks"
+# So processes it is: **ranks**. torchrun starts them, each runs the same program, and asks who it is. Here is the smallest such program.
+# `run_on_ranks` writes the function's source into a file, starts torchrun on it, and hands back what each rank returned. What they print
+# arrives while they run; the Stop button ends them all.
+
+# %% name="first-ranks"
+
+
+def share_out(numbers):
+    """Each rank adds up its own numbers; then all of them learn the sum of the sums."""
+    from course_lib.parallel import rank, summed, world
+
+    mine = numbers[rank() :: world()]
+    print(f"rank {rank()} of {world()} has {mine}", flush=True)
+    return summed(sum(mine))
+
+
+began = time.perf_counter()
+sums = run_on_ranks(share_out, numbers=[1, 2, 3, 4, 5])
+start_seconds = time.perf_counter() - began
+Markdown(
+    f"Both ranks know the sum now: {sums}. To start them, import torch twice and end them again took {start_seconds:.0f} s."
+)
+
+# %% [markdown] name="same-model-question"
+# Now training. A batch of sentences, 3 to some dozens of tokens long, is shared by two ranks; each computes gradients on its own rows, and
+# they are summed over the ranks. Every rank builds its model from **another seed**, so that whoever forgets to make them alike is found
+# out.
+#
+# **Predict.** After ten steps, how do the weights of DDP on two ranks compare with those of one process that read the whole batches?
+
+# %% name="predict-same-model"
+ranks_guess = guess("The weights are", ["equal to the bit", "equal up to rounding", "another model, equally good"])
+display(ranks_guess)
+
+# %% name="train-on-ranks"
+ONE_PROCESS = {
+    "SGD in fp32": {"optimizer": "sgd", "dtype": "float32"},
+    "AdamW in fp64": {"optimizer": "adamw", "dtype": "float64"},
+    "AdamW in fp32": {"optimizer": "adamw", "dtype": "float32"},
+}
+shared = {
+    (engine, rule): SharedSteps(engine, **ONE_PROCESS[rule])
+    for engine, rule in [
+        *((engine, rule) for engine in ("ddp", "fsdp") for rule in ONE_PROCESS),
+        ("mean of means", "AdamW in fp64"),
+    ]
+}
+real = {engine: SharedSteps(engine, "adamw", steps=6, width=256, layers=4, batch_size=32) for engine in ("ddp", "fsdp")}
+saw = dict(zip([*shared, *real], on_ranks([*shared.values(), *real.values()]), strict=True))
+expected = {rule: alone(SharedSteps("alone", **how)) for rule, how in ONE_PROCESS.items()}
+off = {case: distance(saw[case][1], expected[case[1]][1]) for case in shared}
+table(
+    ["on two ranks", *ONE_PROCESS],
+    [
+        [engine, *(f"{off[engine, rule]:.0e}" if (engine, rule) in off else "" for rule in ONE_PROCESS)]
+        for engine in ("ddp", "fsdp", "mean of means")
+    ],
+)
+
+# %% name="compare-same-model" jupyter={"source_hidden": true}
+proof = max(off[engine, "AdamW in fp64"] for engine in ("ddp", "fsdp"))
+amplified = max(off[engine, "AdamW in fp32"] for engine in ("ddp", "fsdp"))
+compare(
+    ranks_guess,
+    f"The table has the largest difference of a weight, as a share of the largest weight. In fp64 DDP and FSDP end {proof:.0e} from one "
+    f"process: sums in another order, nothing else. In fp32 AdamW ends {amplified:.0e} away, which looks worse than SGD's "
+    f"{max(off[e, 'SGD in fp32'] for e in ('ddp', 'fsdp')):.0e}: the gradient of a key's bias is 0 in truth and rounding in "
+    "practice, and AdamW, which divides by a gradient's usual size, makes whole steps of it. So an equality is proved in fp64, or with SGD. "
+    f"The mean of means of section 3, now over ranks, ends {off['mean of means', 'AdamW in fp64']:.0e} away: no rounding. It is what DDP "
+    "does when every rank takes the mean of its own loss, which is how most training scripts are written.",
+    "equal up to rounding" if 0 < proof < 1e-9 else "equal to the bit" if proof == 0 else "another model, equally good",
+)
+
+# %% [markdown] name="held-question"
+# In the same run both engines took some steps with a model of the decoder's size. **DDP** holds everything on every rank, **FSDP** a part.
+# **Predict.** With two ranks, what share of the weights, gradients and moments does a rank hold under FSDP, and what does it pay for that
+# in bytes sent per step, compared with DDP?
+
+# %% name="predict-sent"
+sent_guess = guess(
+    "Under FSDP a rank sends, compared with DDP,",
+    ["less", "the same", "up to twice as much", "more than twice as much"],
+)
+display(sent_guess)
+
+# %% name="held-and-sent"
+state_of = {
+    engine: {part: getattr(saw[engine][0][0], part) / MIB for part in ("weights", "gradients", "optimizer")}
+    for engine in real
+}
+plots.show(
+    plots.draw_stacks(
+        {f"{engine}, on rank 0": parts for engine, parts in state_of.items()}, xlabel="memory of a rank, MiB"
+    ),
+    alt="Bytes of weights, gradients and optimiser state on rank 0, under DDP and under FSDP.",
+)
+real_model = real["ddp"].model()
+plans = {
+    engine: Plan(
+        dimensions_of(real_model), Full(), "fp32", batch_size=16, length=real[engine].length, devices=2, engine=engine
+    )
+    for engine in real
+}
+sent = {engine: None if saw[engine][0][0].sent is None else saw[engine][0][0].sent / 2 for engine in real}
+planned_sent = {engine: plan.bytes_sent_per_step() for engine, plan in plans.items()}
+display(
+    table(
+        ["", "held on a rank, MiB", "planned", "sent by a rank in a step, MiB", "planned"],
+        [
+            [engine, f"{sum(state_of[engine].values()):.1f}",
+             f"{(plans[engine].memory().total - plans[engine].memory().activations) / MIB:.1f}",
+             "not counted here" if sent[engine] is None else f"{sent[engine] / MIB:.1f}", f"{planned_sent[engine] / MIB:.1f}"]
+            for engine in real
+        ],
+    )
+)  # fmt: skip
+
+# %% name="compare-sent" jupyter={"source_hidden": true}
+held_share = sum(state_of["fsdp"].values()) / sum(state_of["ddp"].values())
+counted = all(value is not None for value in sent.values())
+times_sent = sent["fsdp"] / sent["ddp"] if counted else planned_sent["fsdp"] / planned_sent["ddp"]
+extra = (sent["fsdp"] - planned_sent["fsdp"]) / plans["fsdp"].adapted.n_trained / 4 if counted else 0
+compare(
+    sent_guess,
+    f"It holds {held_share:.1%} and sends {times_sent:.2f} times as much"
+    + (", as this machine counted on its loopback. " if counted else ", by the plan: this machine does not count it. ")
+    + "DDP sums the gradients, which takes each rank about their size; FSDP gathers weights for the forward pass and again for the backward "
+    "pass, and hands gradients out in parts. "
+    + (
+        f"The plan for FSDP is missed by {extra:.2f} times the gradients: as much as if they were summed for everybody instead of being "
+        "handed out, which is what this library of processes seems to do. Measured, and not planned for. "
+        if extra > 0.1
+        else "The plan and the count agree. "
+        if counted
+        else ""
+    ),
+    "less"
+    if times_sent < 0.95
+    else "the same"
+    if times_sent < 1.05
+    else "up to twice as much"
+    if times_sent <= 2
+    else "more than twice as much",
+)
+
+# %% [markdown] name="speed-question"
+# **And how fast is it?** The same batches, on one process with one thread, on one process with all threads, and on two ranks, which share
+# the cores of this machine. **Predict.** How much of twice the speed of one thread do two ranks reach?
+
+# %% name="predict-efficiency"
+efficiency_guess = guess_number(
+    "Two ranks are", low=0, high=4, step=0.1, unit="times as fast as one process with one thread"
+)
+display(efficiency_guess)
+
+# %% name="measure-efficiency"
+with threads(1):
+    one_thread = alone(replace(real["ddp"], engine="alone"))[0].seconds
+all_threads = alone(replace(real["ddp"], engine="alone"))[0].seconds
+rank_seconds = {engine: max(seen.seconds for seen in saw[engine][0]) for engine in real}
+table(
+    ["", "speed, one process with one thread = 1"],
+    [[f"one process, {torch.get_num_threads()} threads", f"{one_thread / all_threads:.2f}"],
+     *([f"two ranks, {engine}", f"{one_thread / took:.2f}"] for engine, took in rank_seconds.items())],
+)  # fmt: skip
+
+# %% name="compare-efficiency" jupyter={"source_hidden": true}
+ddp_speed = one_thread / rank_seconds["ddp"]
+compare(
+    efficiency_guess,
+    f"{ddp_speed:.2f} times as fast under DDP, {one_thread / rank_seconds['fsdp']:.2f} under FSDP; one process with all threads "
+    f"{one_thread / all_threads:.2f}. "
+    + (
+        "On one machine, ranks on a CPU gain little over threads: they share cores, caches and memory. "
+        if ddp_speed < 1.2 * one_thread / all_threads
+        else "Here processes use the cores better than threads do. "
+    )
+    + "What ranks are for is the second machine and the second GPU. A figure such as *3.9 times on four GPUs* belongs to a model that computes "
+    f"long and sends little: here a step sends {planned_sent['ddp'] / MIB:.0f} MiB for {rank_seconds['ddp']:.2f} s of work.",
+    ddp_speed,
+    near=0.2,
+)
+
+# %% [markdown] name="failing-rank"
+# **When a rank fails** the others would wait for it for ever. torchrun ends them, and the launcher hands on the traceback of the rank that
+# failed, which is the one that says why.
+
+# %% name="rank-that-fails"
+
+
+def fails_on_one(limit):
+    from course_lib.parallel import barrier, rank
+
+    rows = list(range(limit))[rank() :: 2]
+    if not rows:
+        raise ValueError(f"rank {rank()} has no row: give a batch of at least 2")
+    barrier()
+
+
+try:
+    run_on_ranks(fails_on_one, limit=1, show=lambda line: None)
+except RuntimeError as error:
+    said = str(error).splitlines()
+    print(said[0], "...", said[-1], sep="\n")
+
+# %% [markdown] name="planner"
+# ## 6 Plan what will not fit
+#
+# A planner computes parameters, memory, arithmetic and bytes sent from a model's dimensions. Why believe it? First, because it foretells what was
+# measured above.
+
+# %% name="planner-and-measurement"
+a = dimensions_of(decoder)
+plan_of = lambda way, **more: Plan(
+    a, Full(), {torch.float32: "fp32", torch.bfloat16: "bf16 mixed"}[WAYS[way][1]], batch_size=len(WAYS[way][0][0].input_ids_BT),
+    length=ROW, accumulate=len(WAYS[way][0]), **more
+)  # fmt: skip
+
+
+def planned_kept(way):
+    """Bytes kept at the end of a forward pass; where blocks are computed again, each of them keeps its input alone."""
+    kept = plan_of(way).activations()
+    return kept.before.total() + len(kept.blocks) * kept.stream + kept.after.total() if WAYS[way][2] else kept.total
+
+
+foretold = [
+    [f"kept for backward: {way}", step_memory[way]["kept for backward"], planned_kept(way)] for way in WAYS
+] + [[f"on a rank: {engine}", sum(state_of[engine].values()) * MIB, plans[engine].memory().total - plans[engine].memory().activations]
+     for engine in real] + [
+    [f"sent in a step: {engine}", sent[engine], planned_sent[engine]] for engine in real if counted
+]  # fmt: skip
+table(
+    ["what", "measured, MiB", "planned, MiB", "measured / planned"],
+    [
+        [what, f"{measured / MIB:.1f}", f"{planned / MIB:.1f}", f"{measured / planned:.3f}"]
+        for what, measured, planned in foretold
+    ],
+)
+
+# %% [markdown] name="planner-and-papers"
+# Second, because it arrives at what papers report, each with the bytes per number that the paper took.
+
+# %% name="papers"
+adam_16, gpt3 = PRECISIONS["bf16 with fp32 master"], ARCHITECTURES["GPT-3 175B"]
+llama = ARCHITECTURES["LLaMA-65B"]
+lora_gpt3 = Plan(gpt3, LoRA(rank=4, targets=QUERY_AND_VALUE["gpt2"]), adam_16, batch_size=1, length=2048)
+whole_llama = Plan(llama, Full(), Bytes(2, 2, 8), batch_size=1, length=512, checkpointing=True).memory()
+qlora = Plan(llama, LoRA(rank=64), "4-bit frozen", batch_size=1, length=512, checkpointing=True).memory()
+flops = Plan(gpt3, Full(), "fp32", batch_size=1, length=2048).flops_per_token().total
+attention_flops = 12 * gpt3.n_layers * gpt3.d_model * 2048
+zero = lambda *sharded: state_memory(7_500_000_000, 0, adam_16, devices=64, sharded=sharded).total / 1e9
+table(
+    ["figure", "its source", "says", "the planner"],
+    [
+        ["weights of GPT-3 in 16 bits", "arXiv:2106.09685, 4.2", "350 GB", f"{2 * lora_gpt3.adapted.n_frozen / 1e9:.0f} GB"],
+        ["numbers that LoRA trains there, rank 8 at queries and values", "arXiv:2106.09685, table 4", "37.7 M",
+         f"{trained_parameters(gpt3, LoRA(rank=8, targets=QUERY_AND_VALUE['gpt2']))[0] / 1e6:.1f} M"],
+        ["states of 7.5 billion parameters on each of 64 devices: all held", "arXiv:1910.02054, figure 1", "120 GB", f"{zero():.0f} GB"],
+        ["moments divided", "same", "31.4 GB", f"{zero('optimizer'):.1f} GB"],
+        ["gradients too", "same", "16.6 GB", f"{zero('optimizer', 'gradients'):.1f} GB"],
+        ["weights too, which is FSDP", "same", "1.9 GB", f"{zero('optimizer', 'gradients', 'weights'):.1f} GB"],
+        ["LLaMA 65B fine-tuned in 16 bits", "arXiv:2305.14314, abstract", "more than 780 GB",
+         f"{(whole_llama.total - whole_llama.activations) / 1e9:.0f} GB"],
+        ["the same with 4-bit weights and LoRA", "same", "below 48 GB", f"{qlora.total / 1e9:.1f} GB"],
+        ["arithmetic of GPT-3's training, 300 billion tokens", "arXiv:2005.14165, table D.1", "3.14e23",
+         f"{300e9 * (flops - attention_flops):.2e}"],
+    ],
+)  # fmt: skip
+
+# %% [markdown] name="plan-question"
+# **Predict, then move the controls.** You have eight GPUs of 80 GB and want to fine-tune Llama-2-7B in full, 16-bit weights with an fp32
+# master copy. What is the first thing that makes it fit?
+
+# %% name="predict-plan"
+plan_guess = guess("It fits on 80 GB", ["as it is, under DDP", "with checkpointing alone", "with FSDP", "not at all"])
+display(plan_guess)
+
+# %% name="explore-plans"
+bytes_per_second = sum(value for value in sent.values()) / sum(rank_seconds.values()) if counted else 1e9
+plan_box = planner_explorer(
+    ARCHITECTURES, flops_per_second=matmul_rate(torch.float32, device), bytes_per_second=max(1e6, bytes_per_second)
+)
+display(plan_box)
+
+# %% name="plan-without-a-kernel"
+bench_of_plans = PlanBench(ARCHITECTURES)
+eight = {
+    "architecture": "Llama-2-7B",
+    "precision": "bf16 with fp32 master",
+    "batch_size": 1,
+    "length": 2048,
+    "devices": 8,
+}
+plots.show(
+    draw_plan(bench_of_plans.compute(**eight, engine="fsdp", checkpointing=True, tera_flops=300, giga_bytes=50)),
+    alt="The memory of one of eight devices that fine-tune Llama-2-7B under FSDP with checkpointing, beside one device without either.",
+)
+
+# %% name="compare-plan" jupyter={"source_hidden": true}
+options = {
+    "as it is, under DDP": {},
+    "with checkpointing alone": {"checkpointing": True},
+    "with FSDP": {"engine": "fsdp", "checkpointing": True},
+}
+needs = {words: bench_of_plans.compute(**eight, **how).total / 1e9 for words, how in options.items()}
+compare(
+    plan_guess,
+    "; ".join(f"{words}: {size:.0f} GB" for words, size in needs.items())
+    + " on each device (FSDP with checkpointing). Sixteen bytes for each of 6.7 billion parameters are more than one device has, so no saving on "
+    "activations helps; dividing them by eight does.",
+    next((words for words, size in needs.items() if size < 80), "not at all"),
+)
+
+# %% [markdown] name="killed-rank"
+# ## 7 A rank is killed
+#
+# On many machines something always fails. torchrun notices that a rank has died, ends the others and starts all of them again; they read the
+# last checkpoint, which all of them wrote together, each its part. Here `course pretrain --ranks 2` trains a small model, and the
+# notebook kills one of its ranks with SIGKILL while it works. Beside it the same run, left in peace.
+#
+# **Predict.** The weights in the end, against those of the undisturbed run?
+
+# %% name="predict-killed"
+killed_guess = guess("After kill -9 of a rank", ["equal to the bit", "close", "another model, equally good"])
+display(killed_guess)
+
+# %% name="kill-a-rank"
+folder = Path(tempfile.mkdtemp())
+(folder / "reviews.txt").write_text("\n\n".join(review.text for review in reviews_of("train", "imdb")[:100]), "utf-8")
+settings = {
+    "text": folder / "reviews.txt", "tokens": 60 * 64 * 8, "row_length": 64, "batch_size": 8, "save_every": 10, "width": 64, "layers": 2,
+    "dropout": 0.1, "optimizer": "adamw", "dtype": "float32",
+}  # fmt: skip
+options = [word for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", value)]
+
+
+def pretrain_on_two(name, show):
+    command = [
+        "-m",
+        "course_lib.cli",
+        "pretrain",
+        "decoder",
+        "--out",
+        folder / name,
+        "--ranks",
+        2,
+        "--device",
+        "cpu",
+        *options,
+    ]
+    torchrun(command, ranks=2, restarts=1, show=show)
+
+
+killed = []
+
+
+def kill_once(line):
+    """Show a line of the ranks; at step 30, kill rank 1."""
+    print(line.replace(str(folder), "FOLDER"))
+    if line.startswith("step 30 ") and not killed:
+        ranks_now = [p for p in psutil.Process().children(recursive=True) if p.environ().get("RANK") == "1"]
+        for process in ranks_now:
+            process.kill()
+            killed.append(process.pid)
+        print(f"--- rank 1 is killed ({len(killed)} process) ---")
+
+
+print("undisturbed:")
+pretrain_on_two("undisturbed", lambda line: None)
+print("with a kill:")
+pretrain_on_two("killed", kill_once)
+
+# %% name="compare-killed" jupyter={"source_hidden": true}
+one, two = ((folder / name / "model" / "model.safetensors").read_bytes() for name in ("undisturbed", "killed"))
+steps_done = [row["step"] for row in Record(folder / "killed" / "record.jsonl").rows() if row["metric"] == "loss"]
+compare(
+    killed_guess,
+    f"{len(killed)} rank was killed, and the two weight files of {len(one):,} bytes are "
+    + ("equal to the bit. " if one == two else "**not equal: a piece of state was lost.** ")
+    + f"The record has {len(steps_done)} steps, each once: {sorted(steps_done) == sorted(set(steps_done))}. A rank's place in the data is not stored "
+    "anywhere: the batch of a step follows from the seed and the step's number, and a rank's rows from its own number. So a run may even go on "
+    "with another number of ranks, and no row is skipped or read twice.",
+    "equal to the bit" if one == two else "close",
+)
+
+# %% [markdown] name="more-machines"
+# **More machines** need no other code: the same line on each of them, and an address where they meet.
+#
+# ```
+# torchrun --nnodes 2 --nproc-per-node 8 --rdzv-backend c10d --rdzv-endpoint first-machine:29400 --max-restarts 3 \
+#     -m course_lib.cli pretrain decoder --out /shared/mine --engine fsdp --optimizer adamw
+# ```
+#
+# `docs/several-machines.md` in the repository has the rest, with pages for Slurm and Kubernetes.
+
+# %% [markdown] name="exercises"
+# ## Exercises
+#
+# EXERCISES
+
+# %% [markdown] name="clinic"
+# ## Bug clinic
+#
+# Five pieces of code that look right and run, each with a classic mistake of training on several processes or in few bits. Do not look for it
+# by reading: run the experiment below the code, decide from the numbers what must be wrong, then unfold the diagnosis.
+
+# %% [markdown] name="clinic-start-story"
+# ### Patient 1: sharding a model
+#
+# “Every rank builds the model and shards it.”
+
+# %% name="clinic-start" tags=["clinic"]
+
+
+def patient_start(model):
+    from torch.distributed.fsdp import fully_shard
+
+    return fully_shard(model)
+
+
+# %% name="clinic-start-cure" tags=["clinic"] jupyter={"source_hidden": true}
+
+
+def cured_start(model):
+    from torch import distributed
+    from torch.distributed.fsdp import fully_shard
+
+    for tensor in model.state_dict().values():
+        distributed.broadcast(tensor, src=0)
+    return fully_shard(model)
+
+
+def whose_weights(name):
+    """Of the sharded model's numbers, the shares that are those of seed 0 and of seed 1."""
+    from course_lib.parallel import rank, whole_weights
+    from course_lib.runs.shared_steps import SharedSteps
+
+    steps = SharedSteps("alone", width=32, layers=1)
+    whole = whole_weights(globals()[name](steps.model(seed=rank())))  # ranks start from different seeds
+    shares = []
+    for seed in (0, 1):
+        own = steps.model(seed=seed).state_dict()
+        matrices = [key for key in whole if whole[key].dim() == 2]
+        equal = sum(int((whole[key] == own[key]).sum()) for key in matrices)
+        shares.append(equal / max(1, sum(whole[key].numel() for key in matrices)))
+    return shares
+
+
+def of_rank_0(program, *patients):
+    """{name: what rank 0 gave back}, for each of some patients, in one start of the ranks."""
+    names = [patient.__name__ for patient in patients]
+
+    def each(program, names):
+        return {name: globals()[program](name) for name in names}
+
+    return run_on_ranks(each, helpers=[*patients, program], program=program.__name__, names=names)[0]
+
+
+# %% name="clinic-start-experiment"
+starts = of_rank_0(whose_weights, patient_start, cured_start)
+Markdown(
+    f"Rank 0 began from seed 0, rank 1 from seed 1. Of the numbers in the sharded model's matrices, {starts['patient_start'][0]:.0%} are "
+    f"those of seed 0 and {starts['patient_start'][1]:.0%} those of seed 1."
+)
+
+# %% [markdown] name="clinic-start-diagnosis"
+# <details><summary>Diagnosis</summary>
+#
+# FSDP takes each rank's part from the model that this rank has built: a patchwork of two models. It trains, a little worse. DDP copies
+# rank 0's weights when it is made, and repairs nothing that is changed afterwards. Give all ranks the same weights first: broadcast them, or
+# read one checkpoint. The same seed helps only as long as nobody draws one number more on one rank.
+# </details>
+
+# %% [markdown] name="clinic-clip-story"
+# ### Patient 2: clipping in fp16
+#
+# “Scale the loss, go backward, clip, unscale, step.”
+
+# %% name="clinic-clip" tags=["clinic"]
+
+
+def patient_clip(model, scale, limit):
+    nn.utils.clip_grad_norm_(model.parameters(), limit)
+    for parameter in model.parameters():
+        parameter.grad /= scale
+
+
+# %% name="clinic-clip-cure" tags=["clinic"] jupyter={"source_hidden": true}
+
+
+def cured_clip(model, scale, limit):
+    for parameter in model.parameters():
+        parameter.grad /= scale
+    nn.utils.clip_grad_norm_(model.parameters(), limit)
+
+
+def length_after(clip, scale):
+    """The length of the gradient that the optimiser sees, of a loss that was multiplied by a scale."""
+    steps = SharedSteps("alone", width=32, layers=1)
+    model = steps.model()
+    total, n_targets = batch_loss(model, next(steps.batches()))
+    (total * scale / n_targets).backward()
+    clip(model, scale, 1.0)
+    return float(torch.cat([p.grad.flatten() for p in model.parameters()]).norm())
+
+
+# %% name="clinic-clip-experiment"
+SCALES = (1.0, 2.0**8, 2.0**16)
+table(
+    ["scale of the loss", "length of the gradient at the optimiser, limit 1"],
+    [[f"{scale:,.0f}", f"{length_after(patient_clip, scale):.2g}"] for scale in SCALES],
+)
+
+# %% [markdown] name="clinic-clip-diagnosis"
+# <details><summary>Diagnosis</summary>
+#
+# The limit is applied to the scaled gradient, so what is left after unscaling is the limit divided by the scale: the step shrinks by thousands,
+# and changes whenever the scale does. AdamW, which divides by a gradient's usual size, hides it until the scale changes. Unscale first
+# (<code>GradScaler.unscale_</code>), then clip.
+# </details>
+
+# %% [markdown] name="clinic-sync-story"
+# ### Patient 3: accumulation under DDP
+#
+# “Talking is expensive, so wrap the micro-batches in `no_sync`.”
+
+# %% name="clinic-sync" tags=["clinic"]
+
+
+def patient_accumulation_on_ranks(ddp, batches):
+    for batch in batches:
+        with ddp.no_sync():
+            ddp(batch).backward()
+
+
+# %% name="clinic-sync-cure" tags=["clinic"] jupyter={"source_hidden": true}
+
+
+def cured_accumulation_on_ranks(ddp, batches):
+    import contextlib
+
+    for number, batch in enumerate(batches, 1):
+        with ddp.no_sync() if number < len(batches) else contextlib.nullcontext():
+            ddp(batch).backward()
+
+
+def gradients_apart(name):
+    """How far rank 1's gradient lies from rank 0's, as a share of its length."""
+    import torch
+    from torch import distributed
+    from torch.nn.parallel import DistributedDataParallel
+
+    from course_lib.parallel import rank, world
+    from course_lib.parallel.engines import _Losses
+    from course_lib.runs.shared_steps import SharedSteps
+
+    steps = SharedSteps("alone", width=32, layers=1, steps=2)
+    model = steps.model()
+    mine = [batch.rows(slice(rank(), None, world())) for batch in steps.batches()]
+    globals()[name](DistributedDataParallel(_Losses(model)), mine)
+    gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
+    others = [torch.empty_like(gradient) for _ in range(world())]
+    distributed.all_gather(others, gradient)
+    return float((others[1] - others[0]).norm() / others[0].norm())
+
+
+# %% name="clinic-sync-experiment"
+apart = of_rank_0(gradients_apart, patient_accumulation_on_ranks, cured_accumulation_on_ranks)
+Markdown(
+    f"After two micro-batches, the ranks' gradients are {apart['patient_accumulation_on_ranks']:.0%} of their length apart."
+)
+
+# %% [markdown] name="clinic-sync-diagnosis"
+# <details><summary>Diagnosis</summary>
+#
+# <code>no_sync</code> around the last micro-batch too: gradients are never summed, each rank takes steps of its own, and there are two models
+# from the first step on. Rank 0's loss looks fine, and rank 0's is the one that is printed. Leave the last micro-batch outside.
+# </details>
+
+# %% [markdown] name="clinic-data-story"
+# ### Patient 4: a loader on every rank
+#
+# “Every rank has a `DataLoader` that shuffles. The seed is fixed, so the run can be repeated.”
+
+# %% name="clinic-data" tags=["clinic"]
+
+
+def patient_loader(rows, batch_size):
+    import torch
+    from torch.utils.data import DataLoader
+
+    return DataLoader(rows, batch_size, shuffle=True, generator=torch.Generator().manual_seed(0))
+
+
+# %% name="clinic-data-cure" tags=["clinic"] jupyter={"source_hidden": true}
+
+
+def cured_loader(rows, batch_size):
+    from torch.utils.data import DataLoader
+    from torch.utils.data.distributed import DistributedSampler
+
+    return DataLoader(rows, batch_size, sampler=DistributedSampler(rows, seed=0))
+
+
+def rows_of_a_step(name):
+    """Rows that all ranks read in the first step, and how many different ones they are."""
+    from torch import distributed
+
+    from course_lib.parallel import world
+
+    read = [None] * world()
+    distributed.all_gather_object(read, next(iter(globals()[name](list(range(64)), 8))).tolist())
+    return [sum(map(len, read)), len({row for of_rank in read for row in of_rank})]
+
+
+# %% name="clinic-data-experiment"
+rows_read = of_rank_0(rows_of_a_step, patient_loader, cured_loader)
+Markdown(
+    "In the first step two ranks read {} rows; different ones among them: {}.".format(*rows_read["patient_loader"])
+)
+
+# %% [markdown] name="clinic-data-diagnosis"
+# <details><summary>Diagnosis</summary>
+#
+# The same seed on all ranks means the same rows on all ranks: twice the work for the gradient of one batch, and a speed-up that exists in
+# tokens per second alone. Each rank needs its own part of one common order: a <code>DistributedSampler</code> (whose
+# <code>set_epoch</code> must be called, or every epoch has the same order), or every rank's rows computed from seed, step and rank.
+# </details>
+
+# %% [markdown] name="clinic-save-story"
+# ### Patient 5: saving under FSDP
+#
+# “Only rank 0 writes, so that the ranks do not overwrite each other.”
+
+# %% name="clinic-save" tags=["clinic"]
+
+
+def patient_save(model):
+    from course_lib.parallel import rank
+
+    if rank() == 0:
+        return {name: p.to_local() if hasattr(p, "to_local") else p for name, p in model.state_dict().items()}
+    return {}
+
+
+# %% name="clinic-save-cure" tags=["clinic"] jupyter={"source_hidden": true}
+
+
+def cured_save(model):
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True, cpu_offload=True))
+
+
+def share_saved(name):
+    """Of the model's numbers, the share that the file of rank 0 holds."""
+    from torch.distributed.fsdp import fully_shard
+
+    from course_lib.runs.shared_steps import SharedSteps
+
+    model = SharedSteps("alone", width=32, layers=1).model()
+    n_numbers = sum(tensor.numel() for tensor in model.state_dict().values())
+    return sum(tensor.numel() for tensor in globals()[name](fully_shard(model)).values()) / n_numbers
+
+
+# %% name="clinic-save-experiment"
+saved_shares = of_rank_0(share_saved, patient_save, cured_save)
+Markdown(f"The file of rank 0 holds {saved_shares['patient_save']:.0%} of the model's numbers.")
+
+# %% [markdown] name="clinic-save-diagnosis"
+# <details><summary>Diagnosis</summary>
+#
+# Under FSDP rank 0 has its own part of every weight, and nothing else. The file is written, has all names, and holds half a model; that it is
+# no model shows on the day when one needs it. Gather first (every rank must take part in that, so outside of the <code>if</code>), or
+# let every rank write its part (<code>torch.distributed.checkpoint</code>).
+# </details>
+
+# %% [markdown] name="cures"
+# Each patient's cure stands in a folded cell beside it. Here is every experiment once more, on patient and cure.
+
+# %% name="clinic-after" jupyter={"source_hidden": true}
+cases = [
+    ["numbers of seed 0 in the sharded model", *(f"{starts[f'{kind}_start'][0]:.0%}" for kind in ("patient", "cured"))],
+    [
+        "length of the gradient at scale 65,536",
+        *(f"{length_after(f, 2.0**16):.2g}" for f in (patient_clip, cured_clip)),
+    ],
+    [
+        "distance of the ranks' gradients",
+        *(f"{apart[f'{kind}_accumulation_on_ranks']:.1%}" for kind in ("patient", "cured")),
+    ],
+    [
+        "different rows, of those read in a step",
+        *("{1} of {0}".format(*rows_read[f"{kind}_loader"]) for kind in ("patient", "cured")),
+    ],
+    ["share of the model in the file", *(f"{saved_shares[f'{kind}_save']:.0%}" for kind in ("patient", "cured"))],
+]
+after_table = table(["experiment", "patient", "cure"], cases)
+Markdown(f"<details><summary>Patients and cures</summary>\n\n{after_table.data}\n\n</details>")
+
+# %% [markdown] name="claims"
+# ## What is usually said
+#
+# “The source” is the text that this course grew out of; its figures were typed in. The verdicts are computed from the figures above.
+
+# %% name="claims-table" jupyter={"source_hidden": true}
+in_bf16 = sum(step_memory["bf16"].values()) / sum(step_memory["as it is"].values())
+claims = [
+    [
+        "Mixed precision halves the memory.",
+        "halved",
+        f"{in_bf16:.0%} of a step's memory, {kept_by['bf16'] / kept_by['as it is']:.0%} of what is kept for backward",
+        "holds here" if in_bf16 < 0.55 else "not of weights, gradients and moments, which stay fp32",
+    ],
+    [
+        "Mixed precision is two to three times as fast.",
+        "2 to 3 times",
+        ", ".join(f"{times:.1f} at width {width}" for width, times in speedup.items()),
+        "depends on the width" if max(speedup.values()) > 1.3 * min(speedup.values()) else "see the figures",
+    ],
+    [
+        "Four GPUs are nearly four times as fast.",
+        "3.8, 3.95 and 3.9 times, by three kinds of data parallel",
+        f"two ranks on this machine: {ddp_speed:.2f} (DDP) and {one_thread / rank_seconds['fsdp']:.2f} (FSDP) times one thread",
+        "a property of the machine, the model and the batch",
+    ],
+    [
+        "Accumulating gradients is the same as a larger batch.",
+        "without saying what the loss is divided by",
+        f"off by {off_means:.0%} as a mean of means, by {off_summed:.0e} when summed and divided once",
+        "only if divided by all targets, once",
+    ],
+    [
+        "fp16 needs loss scaling.",
+        "always on",
+        f"{unscaled.lost:.1%} of this step's gradient lost without, {in_large_step.lost:.0%} in a step of {LARGE_STEP} micro-batches",
+        "grows with the size of a step",
+    ],
+]
+table(["usually said", "the source", "measured here", "verdict"], claims)
+
+# %% [markdown] name="summary"
+# ## What to take along
+#
+# - Count bytes, take ratios in one run, and ask of every figure: of which model, on which machine?
+# - bf16 is about products. Where they are small it costs, and what is kept in fp32 it does not touch.
+# - fp16 has too little range for small gradients; a scale lends it some, and finds itself by trial. bf16 needs none.
+# - Sum over targets, divide once: over micro-batches, and over ranks.
+# - Checkpointing buys memory with time, to the bit; micro-batches buy it with nothing but small products.
+# - DDP holds everything everywhere and sends gradients; FSDP holds parts and sends more.
+# - Prove that many processes do what one does: in fp64, from different seeds, on rows of different lengths.
+# - Whatever runs long enough gets killed. What a step reads must follow from seed, step and rank.
+#
+# **Next:** the capstone. Your own text, with everything up to here.
+#
+# ## Sources
+#
+# - Micikevicius et al. 2017, mixed precision and loss scaling, [arXiv:1710.03740](https://arxiv.org/abs/1710.03740)
+# - Chen et al. 2016, activation checkpointing, [arXiv:1604.06174](https://arxiv.org/abs/1604.06174); Korthikanti et al. 2022,
+#   [arXiv:2205.05198](https://arxiv.org/abs/2205.05198)
+# - Li et al. 2020, PyTorch's DDP, [arXiv:2006.15704](https://arxiv.org/abs/2006.15704); Zhao et al. 2023, FSDP,
+#   [arXiv:2304.11277](https://arxiv.org/abs/2304.11277)
+# - Rajbhandari et al. 2019, ZeRO, [arXiv:1910.02054](https://arxiv.org/abs/1910.02054)
+# - Hu et al. 2021, LoRA, [arXiv:2106.09685](https://arxiv.org/abs/2106.09685); Dettmers et al. 2023, QLoRA,
+#   [arXiv:2305.14314](https://arxiv.org/abs/2305.14314); Brown et al. 2020, GPT-3,
+#   [arXiv:2005.14165](https://arxiv.org/abs/2005.14165)
+
+# %% name="sweep-controls" tags=["remove-cell"] jupyter={"source_hidden": true}
+for box in (scope, plan_box):
+    sweep(box)  # every control to its ends: fails if one of them shows an error
