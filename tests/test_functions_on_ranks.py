@@ -58,7 +58,7 @@ def test_what_cannot_travel_is_refused_before_a_rank_is_started():
         run_on_ranks(lambda: 0)
     with pytest.raises(ValueError, match="the source of print cannot be read: define it in a cell or in a file"):
         run_on_ranks(print)
-    with pytest.raises(ValueError, match="arguments must be numbers, texts, lists or dicts, and .*set"):
+    with pytest.raises(ValueError, match=r"arguments must be numbers, texts, lists or dicts, and .*set"):
         run_on_ranks(double, number={1})
     with pytest.raises(ValueError, match="ranks is 0"):
         run_on_ranks(double, ranks=0, number=1)

@@ -1,4 +1,4 @@
-"""The steps that chapter 5 compares: equal to one process, held and sent as planned, and the mistake that is not equal."""
+"""The steps that chapter 5 compares: equal to one process, held and sent as planned; and the mistake, which is not."""
 
 import pytest
 
