@@ -86,7 +86,7 @@ from course_lib.training import batch_loss, held_out_loss, new_model, train
 from course_lib.widgets.binder import compare, guess, guess_number, sweep, table
 from course_lib.widgets.loss_scale import ScaleBench, draw_microscope, microscope
 from course_lib.widgets.planning import PlanBench, draw_plan, planner_explorer
-from course_lib.widgets.scale_life import draw_scale_life
+from course_lib.widgets.scale_life import draw_scale_life, scale_life
 
 tokenizer = course_tokenizer()
 vocabulary = tokenizer.vocabulary
@@ -166,19 +166,21 @@ speedup = {width: found["fp32"][0] / found["bf16"][0] for width, found in by_wid
 product_speedup = {
     width: matmul_rate(torch.bfloat16, device, width) / matmul_rate(torch.float32, device, width) for width in WIDTHS
 }
-plots.show(
-    plots.draw_curves(
-        {
-            "a step of training": (WIDTHS, list(speedup.values())),
-            "a matrix product alone": (WIDTHS, list(product_speedup.values())),
-        },
-        references={"equally fast": 1.0},
-        xlabel="width of the model",
-        ylabel="fp32's time / bf16's time",
-        kinds=None,
-        log_x=True,
-    ),
-    alt="Speed-up of bf16 over fp32 against the width of the model, for a whole training step and for a matrix product alone.",
+display(
+    plots.show(
+        plots.draw_curves(
+            {
+                "a step of training": (WIDTHS, list(speedup.values())),
+                "a matrix product alone": (WIDTHS, list(product_speedup.values())),
+            },
+            references={"equally fast": 1.0},
+            xlabel="width of the model",
+            ylabel="fp32's time / bf16's time",
+            kinds=None,
+            log_x=True,
+        ),
+        alt="Speed-up of bf16 over fp32 against the width of the model, for a whole training step and for a matrix product alone.",
+    )
 )
 display(
     table(
@@ -275,8 +277,11 @@ display(scope)
 # %% name="best-scale" jupyter={"source_hidden": true}
 views = {k: bench.compute(k) for k in range(-8, 33)}
 safe = [k for k, view in views.items() if not view.is_left_out]
-plots.show(
-    draw_microscope(views[max(safe)]), alt="The same gradients, at the largest scale that none of them overflows at."
+display(
+    plots.show(
+        draw_microscope(views[max(safe)]),
+        alt="The same gradients, at the largest scale that none of them overflows at.",
+    )
 )
 Markdown(
     f"The largest scale without overflow is 2^{max(safe)}; there {views[max(safe)].fate.lost:.2%} are lost and "
@@ -300,13 +305,20 @@ START, INTERVAL, STEPS = 2.0**28, 8, 60
 
 
 def tiny_run(**how):
-    model = new_model(Decoder, tiny)
-    return model, list(train(model, tqdm(tiny_data, total=STEPS, leave=False), steps=STEPS, rate=2e-3, **how))
+    """A run without clipping: its records, and the largest gradient at each update."""
+    model, largest = new_model(Decoder, tiny), []
+    optimizer = make_optimizer(model)
+    optimizer.register_step_pre_hook(
+        lambda *_: largest.append(max(float(p.grad.abs().max()) for p in model.parameters()))
+    )
+    batches = tqdm(tiny_data, total=STEPS, leave=False)
+    how |= {"steps": STEPS, "rate": 2e-3, "optimizer": optimizer, "clip": math.inf}
+    return list(train(model, batches, **how)), largest
 
 
 with threads(1):  # so small a model is faster on one
-    in_fp16, life = tiny_run(dtype=torch.float16, scale=LossScale(START, interval=INTERVAL))
-    in_fp32, plain = tiny_run(dtype=torch.float32)
+    life, _ = tiny_run(dtype=torch.float16, scale=LossScale(START, interval=INTERVAL))
+    plain, largest = tiny_run(dtype=torch.float32)
 scales, norms = [row.scale for row in life], [row.gradient_norm for row in life]
 plots.show(
     draw_scale_life(scales, norms),
@@ -334,6 +346,14 @@ compare(
     len(left_out),
     near=2,
 )
+
+# %% [markdown] name="life-question"
+# **Move it.** The scale of another start, and of a longer patience, replayed on the largest gradient of each step of the run in fp32. Where
+# does a run begin with the fewest steps lost? What does a short interval cost in the long run?
+
+# %% name="explore-life"
+life_box = scale_life(largest)
+display(life_box)
 
 # %% [markdown] name="accumulation"
 # ## 3 The same step in pieces
@@ -513,12 +533,14 @@ step_memory = {
     }
     for way, all_tried in tried.items()
 }
-plots.show(
-    plots.draw_stacks(
-        {way: {part: size / MIB for part, size in parts.items()} for way, parts in step_memory.items()},
-        xlabel="memory of a training step, MiB",
-    ),
-    alt="Memory of a training step in five ways, as stacked bars of weights, gradients, optimiser state and what is kept for backward.",
+display(
+    plots.show(
+        plots.draw_stacks(
+            {way: {part: size / MIB for part, size in parts.items()} for way, parts in step_memory.items()},
+            xlabel="memory of a training step, MiB",
+        ),
+        alt="Memory of a training step in five ways, as stacked bars of weights, gradients, optimiser state and what is kept for backward.",
+    )
 )
 first_gradient = tried["as it is"][0][2]
 kept_by = {way: parts["kept for backward"] for way, parts in step_memory.items()}
@@ -665,11 +687,13 @@ state_of = {
     engine: {part: getattr(saw[engine][0][0], part) / MIB for part in ("weights", "gradients", "optimizer")}
     for engine in real
 }
-plots.show(
-    plots.draw_stacks(
-        {f"{engine}, on rank 0": parts for engine, parts in state_of.items()}, xlabel="memory of a rank, MiB"
-    ),
-    alt="Bytes of weights, gradients and optimiser state on rank 0, under DDP and under FSDP.",
+display(
+    plots.show(
+        plots.draw_stacks(
+            {f"{engine}, on rank 0": parts for engine, parts in state_of.items()}, xlabel="memory of a rank, MiB"
+        ),
+        alt="Bytes of weights, gradients and optimiser state on rank 0, under DDP and under FSDP.",
+    )
 )
 real_model = real["ddp"].model()
 plans = {
@@ -1473,5 +1497,5 @@ table(["usually said", "the source", "measured here", "verdict"], claims)
 #   [arXiv:2005.14165](https://arxiv.org/abs/2005.14165)
 
 # %% name="sweep-controls" tags=["remove-cell"] jupyter={"source_hidden": true}
-for box in (scope, plan_box):
+for box in (scope, life_box, plan_box):
     sweep(box)  # every control to its ends: fails if one of them shows an error
