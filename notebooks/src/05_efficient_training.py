@@ -1457,13 +1457,13 @@ claims = [
     ],
     [
         "Accumulating gradients is the same as a larger batch.",
-        "without saying what the loss is divided by",
+        "",
         f"off by {off_means:.0%} as a mean of means, by {off_summed:.0e} when summed and divided once",
         "only if divided by all targets, once",
     ],
     [
         "fp16 needs loss scaling.",
-        "always on",
+        "",
         f"{unscaled.lost:.1%} of this step's gradient lost without, {in_large_step.lost:.0%} in a step of {LARGE_STEP} micro-batches",
         "grows with the size of a step",
     ],
