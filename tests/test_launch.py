@@ -1,13 +1,16 @@
 """The launcher: lines while ranks run, a rank's own traceback, and nothing that is left of them."""
 
+import contextlib
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
 from pathlib import Path
+from unittest import mock
 
 import psutil
 import pytest
@@ -15,7 +18,7 @@ from ranks.starting import SEARCHED, start
 
 from course_lib import cli
 from course_lib.data import reviews_of
-from course_lib.parallel import is_restarted, is_started_by_torchrun, ranks, torchrun
+from course_lib.parallel import is_started_by_torchrun, ranks, torchrun
 
 slow = pytest.mark.slow
 SHARED_MEMORY = Path("/dev/shm")
@@ -101,6 +104,30 @@ def test_what_goes_wrong_with_a_line_ends_the_ranks():
     with pytest.raises(KeyError, match="full"):
         start("lines", "sleep", show=stumble)
     assert not any(map(psutil.pid_exists, pids))
+
+
+LINES = """
+from course_lib.parallel import ranks
+print("before")
+with ranks(device="cpu"):
+    print("a", "line")
+"""
+
+
+@slow
+@pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="Windows has no socket that keeps writes apart")
+def test_what_a_rank_prints_is_handed_over_line_by_line_so_that_no_other_comes_in_between():
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)  # which keeps writes apart
+    one = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
+    variables = os.environ | one | {"PYTHONPATH": SEARCHED, "PYTHONUNBUFFERED": "1"}
+    with ours, theirs:
+        subprocess.run([sys.executable, "-c", LINES], stdout=theirs, env=variables, check=True)
+        ours.setblocking(False)
+        heard = []
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                heard.append(ours.recv(1000))
+    assert heard == [b"before", b"\n", b"a line\n"]  # the control: the first, which is not a rank's yet
 
 
 # ---------------------------------------------------------------- signals
@@ -199,6 +226,19 @@ def test_torchrun_that_is_killed_leaves_no_ranks_behind(launched):
     assert one.left() == []
 
 
+@needs_signals
+@pytest.mark.parametrize("is_killed", [True, False])
+def test_ranks_are_asked_to_end_before_they_are_made_to_also_where_torchrun_is_gone(is_killed, launched, temporary):
+    one = launched("obliging", 2)
+    if is_killed:
+        next(process for process in one.family if process.ppid() == one.process.pid).kill()
+        time.sleep(0.5)
+    one.process.send_signal(signal.SIGINT)
+    one.seconds_to_end()
+    assert one.left() == []
+    assert sorted(os.listdir(temporary)) == ["asked_0", "asked_1"]
+
+
 # ---------------------------------------------------------------- refusals
 
 
@@ -211,7 +251,7 @@ def test_no_ranks_are_refused(count, restarts):
 def test_outside_of_torchrun_there_are_no_ranks_to_join(monkeypatch):
     for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR"):
         monkeypatch.delenv(name, raising=False)
-    assert not is_started_by_torchrun() and not is_restarted()
+    assert not is_started_by_torchrun()
     with pytest.raises(RuntimeError, match=r"RANK is not set: start this with torchrun, or with course_lib\.parallel"):
         ranks().__enter__()
     monkeypatch.setenv("RANK", "0")
@@ -251,6 +291,8 @@ def text(tmp_path_factory):
 
 
 REFUSALS = [
+    (["--ranks", "2", "--device", "tpu"], "device 'tpu' is unknown: choose one of cpu, cuda, mps"),
+    (["--ranks", "2", "--device", "cuda"], "device 'cuda' is not on this machine: use cpu, or unset COURSE_DEVICE"),
     (["--ranks", "9"], "9 ranks share batches of 4: start at least 1, and no more than that"),
     (["--ranks", "2", "--engine", "zero"], "engine 'zero' is unknown: choose one of ddp, fsdp"),
     (["--engine", "ddp"], "engine is 'ddp': it is for ranks: give --ranks N too, or start with torchrun"),
@@ -261,7 +303,8 @@ REFUSALS = [
 @pytest.mark.parametrize(("changes", "words"), REFUSALS, ids=[" ".join(case[0]) for case in REFUSALS])
 def test_ranks_that_cannot_be_are_refused_in_one_line_before_any_is_started(changes, words, text, tmp_path, capsys):
     out = tmp_path / "out"
-    assert cli.main([*SMALL, "--text", str(text), "--out", str(out), *changes]) == 2
+    with mock.patch("torch.cuda.is_available", return_value=False):
+        assert cli.main([*SMALL, "--text", str(text), "--out", str(out), *changes]) == 2
     said, errors = capsys.readouterr()
     assert errors.startswith("course pretrain: ") and words in errors and len(errors.splitlines()) == 1
     assert said == "" and not out.exists()
@@ -276,10 +319,3 @@ def test_a_folder_that_holds_a_run_is_refused_before_any_rank_is_started(text, t
 def test_0_ranks_are_refused(text, tmp_path, capsys):
     assert cli.main([*SMALL, "--text", str(text), "--out", str(tmp_path / "out"), "--ranks", "0"]) == 2
     assert "start at least 1" in capsys.readouterr().err
-
-
-@slow
-def test_a_device_that_is_unknown_is_refused_with_ranks_too(text, tmp_path, capsys):
-    arguments = ["--ranks", "1", "--device", "tpu", "--tokens", "256"]
-    assert cli.main([*SMALL, "--text", str(text), "--out", str(tmp_path / "out"), *arguments]) != 0
-    assert "device 'tpu' is unknown" in "".join(capsys.readouterr())

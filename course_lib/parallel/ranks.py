@@ -5,7 +5,9 @@ on GPUs.
 """
 
 import contextlib
+import io
 import os
+import sys
 from collections.abc import Iterator
 
 import torch
@@ -21,15 +23,18 @@ def ranks(backend: str | None = None, *, device: str | None = None) -> Iterator[
     """Join the ranks for the time of the block; the device of this one.
 
     backend: "gloo" or "nccl" (default: what suits the device). device: as `pick_device` takes it.
-    Raises RuntimeError outside of torchrun, ValueError for a backend that the device or this torch lacks.
+    Raises RuntimeError outside of torchrun; ValueError for a backend that the device or this torch lacks, or a rank
+    without a GPU of its own.
     """
     if missing := [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR") if name not in os.environ]:
         raise RuntimeError(f"{missing[0]} is not set: start this with torchrun, or with course_lib.parallel.torchrun")
     device = pick_device(device)
     _check(backend := backend or BACKEND_OF.get(device.type, "gloo"), device)
+    check_device_of_each(device, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
+    _write_whole_lines()
     distributed.init_process_group(backend)
     try:
         yield device
@@ -40,11 +45,6 @@ def ranks(backend: str | None = None, *, device: str | None = None) -> Iterator[
 def is_started_by_torchrun() -> bool:
     """Whether this process was started to be a rank."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
-
-
-def is_restarted() -> bool:
-    """Whether torchrun has started the ranks anew, after one of them died."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 def is_joined() -> bool:
@@ -76,6 +76,14 @@ def agreed(value: object) -> object:
     return box[0]
 
 
+def gathered(value: object) -> list:
+    """What each rank hands in, in their order, on every rank."""
+    found = [value] * world()
+    if is_joined():
+        distributed.all_gather_object(found, value)
+    return found
+
+
 def summed(value: float) -> float:
     """The sum of what all ranks hand in, formed in 64 bits."""
     total = torch.tensor(value, dtype=torch.float64, device=_device())
@@ -90,8 +98,25 @@ def alike(tensors: list[Tensor]) -> None:
         distributed.broadcast(tensor.detach(), src=0)
 
 
+def check_device_of_each(device: torch.device, count: int) -> None:
+    """Raises ValueError where so many ranks on this machine would not have a GPU each."""
+    if device.type == "cuda" and count > torch.cuda.device_count():
+        raise ValueError(
+            f"{count} ranks share {torch.cuda.device_count()} GPUs of this machine, and each takes one: start fewer, "
+            "or choose the device cpu"
+        )
+
+
 def _device() -> torch.device | None:
     return torch.device("cuda") if is_joined() and distributed.get_backend() == "nccl" else None
+
+
+def _write_whole_lines() -> None:
+    """All ranks write into one pipe. Unbuffered, print hands over a line and its end one after the other, and another
+    rank's line may come in between; what is handed over at once stays in one piece."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(line_buffering=True, write_through=False)
 
 
 def _check(backend: str, device: torch.device) -> None:
