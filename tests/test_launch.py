@@ -9,19 +9,19 @@ import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
 from unittest import mock
 
 import psutil
 import pytest
+from ranks.machines import left_in_shared_memory, shared_files
 from ranks.starting import SEARCHED, start
 
 from course_lib import cli
 from course_lib.data import reviews_of
-from course_lib.parallel import is_started_by_torchrun, ranks, torchrun
+from course_lib.parallel import device_of_ranks, is_started_by_torchrun, ranks, torchrun
+from course_lib.runtime import pick_device
 
 slow = pytest.mark.slow
-SHARED_MEMORY = Path("/dev/shm")
 
 
 @pytest.fixture
@@ -32,15 +32,6 @@ def temporary(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     monkeypatch.setenv("TMPDIR", str(folder))
     return folder
-
-
-def shared_files():
-    return set(os.listdir(SHARED_MEMORY)) if SHARED_MEMORY.is_dir() else set()
-
-
-def left_in_shared_memory(before, pids):
-    """New files there that bear the number of one of these processes: others may be at work on this machine."""
-    return [name for name in shared_files() - before if set(re.findall(r"\d+", name)) & set(map(str, pids))]
 
 
 # ---------------------------------------------------------------- lines and tracebacks
@@ -263,6 +254,7 @@ def test_outside_of_torchrun_there_are_no_ranks_to_join(monkeypatch):
     ("backend", "words"),
     [
         ("mpi", "backend 'mpi' is unknown: choose one of gloo, nccl"),
+        ("gloo", "this torch was built without gloo: take another backend, or install a torch with it"),
         ("nccl", "nccl connects GPUs, and the device is cpu: take gloo, or COURSE_DEVICE=cuda"),
     ],
 )
@@ -270,8 +262,56 @@ def test_a_backend_that_cannot_be_is_refused(backend, words, monkeypatch):
     for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "COURSE_DEVICE": "cpu"}.items():
         monkeypatch.setenv(name, value)
     assert is_started_by_torchrun()
+    monkeypatch.setattr("torch.distributed.is_gloo_available", lambda: False)
     with pytest.raises(ValueError, match=words):
         ranks(backend).__enter__()
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """A machine with two GPUs and mps."""
+    monkeypatch.delenv("COURSE_DEVICE", raising=False)
+    for name, value in {"cuda.is_available": True, "backends.mps.is_available": True, "cuda.device_count": 2}.items():
+        monkeypatch.setattr(f"torch.{name}", lambda value=value: value)
+    return monkeypatch
+
+
+def test_more_ranks_than_gpus_are_refused(gpus):
+    with pytest.raises(ValueError, match="3 ranks share 2 GPUs of this machine, and each takes one: start fewer, or"):
+        device_of_ranks(None, 3)
+    assert (device_of_ranks(None, 2).type, device_of_ranks("cpu", 3).type) == ("cuda", "cpu")
+
+
+def test_ranks_compute_on_the_cpu_where_there_is_mps_alone_and_refuse_it_by_name(gpus):
+    gpus.setattr("torch.cuda.is_available", lambda: False)
+    assert (pick_device().type, device_of_ranks(None, 2).type) == ("mps", "cpu")
+    words = "no backend connects ranks on mps: take --device cpu, or COURSE_DEVICE=cpu"
+    with pytest.raises(ValueError, match=words):
+        device_of_ranks("mps", 2)
+    gpus.setenv("COURSE_DEVICE", "mps")
+    with pytest.raises(ValueError, match=words):
+        device_of_ranks(None, 2)
+
+
+WITHOUT = """
+import sys, torch
+for name in [name for name in sys.modules if name.startswith("torch.distributed")]:
+    del sys.modules[name]
+del torch._C._c10d_init, torch.distributed  # by which torch tells whether it was built with that
+import torch.distributed
+assert not torch.distributed.is_available()
+from course_lib import cli, runs
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+@slow
+def test_a_torch_without_ranks_is_refused_in_one_line(tmp_path):
+    arguments = ["pretrain", "decoder", "--out", str(tmp_path / "out"), "--ranks", "2"]
+    done = subprocess.run([sys.executable, "-c", WITHOUT, *arguments], capture_output=True, text=True)
+    words = "this torch was built without torch.distributed: install another, or train on one process"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"course pretrain: {words}\n")
+    assert not (tmp_path / "out").exists()
 
 
 # ---------------------------------------------------------------- the command line
@@ -314,6 +354,16 @@ def test_a_folder_that_holds_a_run_is_refused_before_any_rank_is_started(text, t
     (tmp_path / "step_3").mkdir()
     assert cli.main([*SMALL, "--text", str(text), "--out", str(tmp_path), "--ranks", "2"]) == 2
     assert "holds a run already: resume it, or choose another folder" in capsys.readouterr().err
+
+
+def test_a_run_that_one_process_has_begun_is_refused_before_any_rank_is_started(text, tmp_path, capsys):
+    arguments = [*SMALL, "--text", str(text), "--out", str(tmp_path / "run"), "--device", "cpu"]
+    assert cli.main(arguments) == 0
+    capsys.readouterr()
+    assert cli.main([*arguments, "--ranks", "2", "--resume"]) == 2
+    said, errors = capsys.readouterr()
+    assert "was written by one process, and ranks read checkpoints in parts: go on without ranks" in errors
+    assert said == "" and not (tmp_path / "run" / ".launch").exists()
 
 
 def test_0_ranks_are_refused(text, tmp_path, capsys):

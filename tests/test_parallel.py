@@ -221,6 +221,12 @@ def test_one_process_reads_the_weights_that_ranks_have_written(name, saved):
     assert scenes.distance(model.state_dict(), wanted) == 0
 
 
+def test_the_weights_of_a_checkpoint_that_is_not_in_parts_are_refused(tmp_path):
+    Checkpoints(tmp_path).save(1, {}, {}, about={})
+    with pytest.raises(ValueError, match="step_1 was written by one process, and ranks read checkpoints in parts"):
+        read_weights(Checkpoints(tmp_path).load(1), scenes.model())
+
+
 @slow
 def test_no_part_and_no_leftover_is_without_a_fingerprint(saved):
     assert Checkpoints(saved / "fsdp_adamw").steps() == [5, 10]

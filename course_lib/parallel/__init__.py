@@ -9,13 +9,13 @@ if (
 ):  # else what follows would fail in other words
     raise RuntimeError("this torch was built without torch.distributed: install another, or train on one process")
 
-from course_lib.parallel.checkpoints import SharedCheckpoints, read_weights, whole_weights
+from course_lib.parallel.checkpoints import SharedCheckpoints, check_in_parts, read_weights, whole_weights
 from course_lib.parallel.engines import ENGINES, Replicated, Sharded, make_engine
 from course_lib.parallel.launch import torchrun
 from course_lib.parallel.ranks import (
     agreed,
     barrier,
-    check_device_of_each,
+    device_of_ranks,
     gathered,
     is_started_by_torchrun,
     rank,
@@ -31,7 +31,8 @@ __all__ = [
     "SharedCheckpoints",
     "agreed",
     "barrier",
-    "check_device_of_each",
+    "check_in_parts",
+    "device_of_ranks",
     "gathered",
     "is_started_by_torchrun",
     "make_engine",

@@ -75,11 +75,7 @@ class SharedCheckpoints(Checkpoints):
 
         Raises ValueError for a checkpoint that one process has written: it is not in parts.
         """
-        if not (begun.folder / PARTS).exists():
-            raise ValueError(
-                f"{begun.folder} was written by one process, and ranks read checkpoints in parts: go on without ranks, "
-                "or start another run in another folder"
-            )
+        check_in_parts(begun)
         state = _state(model, optimizer if begun.state[HAS_MOMENTS] else None)
         parts.load(state, checkpoint_id=begun.folder)
         set_model_state_dict(model, state["model"])
@@ -90,8 +86,21 @@ class SharedCheckpoints(Checkpoints):
         return Checkpoints(self.folder, self.keep)
 
 
+def check_in_parts(begun: Checkpoint) -> None:
+    """Raises ValueError for a checkpoint that one process has written: it is not in parts, as ranks need it."""
+    if not (begun.folder / PARTS).exists():
+        raise ValueError(
+            f"{begun.folder} was written by one process, and ranks read checkpoints in parts: go on without ranks, "
+            "or start another run in another folder"
+        )
+
+
 def read_weights(begun: Checkpoint, model: LanguageModel) -> None:
-    """Fill a model that is whole, in one process, with the weights of a checkpoint in parts."""
+    """Fill a model that is whole, in one process, with the weights of a checkpoint in parts.
+
+    Raises ValueError for a checkpoint that one process has written.
+    """
+    check_in_parts(begun)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*assuming the intent is to load in a single process")  # it is
         parts.load({"model": model.state_dict()}, checkpoint_id=begun.folder, no_dist=True)  # in place

@@ -22,15 +22,14 @@ BACKEND_OF = {"cpu": "gloo", "cuda": "nccl"}
 def ranks(backend: str | None = None, *, device: str | None = None) -> Iterator[torch.device]:
     """Join the ranks for the time of the block; the device of this one.
 
-    backend: "gloo" or "nccl" (default: what suits the device). device: as `pick_device` takes it.
-    Raises RuntimeError outside of torchrun; ValueError for a backend that the device or this torch lacks, or a rank
-    without a GPU of its own.
+    backend: "gloo" or "nccl" (default: what suits the device). device: as `device_of_ranks` takes it.
+    Raises RuntimeError outside of torchrun; ValueError for a backend that the device or this torch lacks, and what
+    `device_of_ranks` raises.
     """
     if missing := [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR") if name not in os.environ]:
         raise RuntimeError(f"{missing[0]} is not set: start this with torchrun, or with course_lib.parallel.torchrun")
-    device = pick_device(device)
-    _check(backend := backend or BACKEND_OF.get(device.type, "gloo"), device)
-    check_device_of_each(device, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    device = device_of_ranks(device, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    _check(backend := backend or BACKEND_OF[device.type], device)
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
@@ -40,6 +39,25 @@ def ranks(backend: str | None = None, *, device: str | None = None) -> Iterator[
         yield device
     finally:
         distributed.destroy_process_group()
+
+
+def device_of_ranks(name: str | None, count: int) -> torch.device:
+    """What each of `count` ranks on this machine computes on: as `pick_device` has it, or the CPU where that would be
+    mps, by which ranks cannot be connected.
+
+    Raises ValueError for mps by name, or more ranks than GPUs, besides what `pick_device` raises.
+    """
+    device, is_named = pick_device(name), bool(name or os.environ.get("COURSE_DEVICE"))
+    if device.type not in BACKEND_OF:
+        if is_named:
+            raise ValueError(f"no backend connects ranks on {device.type}: take --device cpu, or COURSE_DEVICE=cpu")
+        return torch.device("cpu")
+    if device.type == "cuda" and count > torch.cuda.device_count():
+        raise ValueError(
+            f"{count} ranks share {torch.cuda.device_count()} GPUs of this machine, and each takes one: start fewer, "
+            "or take --device cpu"
+        )
+    return device
 
 
 def is_started_by_torchrun() -> bool:
@@ -96,15 +114,6 @@ def alike(tensors: list[Tensor]) -> None:
     """Give every rank the tensors of rank 0, in place."""
     for tensor in tensors:
         distributed.broadcast(tensor.detach(), src=0)
-
-
-def check_device_of_each(device: torch.device, count: int) -> None:
-    """Raises ValueError where so many ranks on this machine would not have a GPU each."""
-    if device.type == "cuda" and count > torch.cuda.device_count():
-        raise ValueError(
-            f"{count} ranks share {torch.cuda.device_count()} GPUs of this machine, and each takes one: start fewer, "
-            "or choose the device cpu"
-        )
 
 
 def _device() -> torch.device | None:

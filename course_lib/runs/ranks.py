@@ -15,11 +15,10 @@ import psutil
 
 from course_lib.checkpoint import Checkpoints
 from course_lib.files import write_atomically
-from course_lib.parallel import ENGINES, agreed, check_device_of_each, gathered, rank, ranks, world
+from course_lib.parallel import ENGINES, agreed, check_in_parts, device_of_ranks, gathered, rank, ranks, world
 from course_lib.parallel import torchrun as launch
 from course_lib.runs.pretraining import pretrain, report, to_go_on_from
 from course_lib.runs.recipes import Pretraining
-from course_lib.runtime import pick_device
 
 SHOW_EVERY = 10  # steps between the lines that rank 0 writes
 LAUNCH = ".launch"  # a file of a run: which processes of torchrun have begun it or gone on with it
@@ -31,15 +30,18 @@ def check(
     """Refuse what the ranks would refuse, before they are started.
 
     Raises ValueError for an unknown engine, fewer ranks than 1, more than a batch has rows or than there are GPUs, a
-    device that is not there, Muon on parts of matrices, and what `pretrain` says of a folder.
+    device that is not there, Muon on parts of matrices, a run that one process has begun, and what `pretrain` says of
+    a folder.
     """
     if engine not in ENGINES:
         raise ValueError(f"engine {engine!r} is unknown: choose one of {', '.join(ENGINES)}")
     _check_rows(run, count)
-    check_device_of_each(pick_device(device), count)
+    device_of_ranks(device, count)
     if engine == "fsdp" and run.optimizer == "muon":
         raise ValueError("Muon needs whole matrices, and fsdp cuts them: take --optimizer adamw, or --engine ddp")
-    to_go_on_from(Checkpoints(Path(folder)), run.about(), resume)
+    begun = to_go_on_from(Checkpoints(Path(folder)), run.about(), resume)
+    if begun is not None:
+        check_in_parts(begun)
 
 
 def pretrain_on_ranks(
@@ -74,7 +76,7 @@ def pretrain_as_rank(
     """
     show = functools.partial(print, flush=True)
     began, steps = time.perf_counter(), 0
-    with ranks(device=device):
+    with ranks(device=device) as own_device:
         _check_rows(run, world())
         agents = gathered(_agent())
         goes_on = agreed(resume or _was_begun_by(agents, folder))
@@ -82,7 +84,7 @@ def pretrain_as_rank(
             to_go_on_from(Checkpoints(Path(folder)), run.about(), False)  # before the launch is noted
         if rank() == 0:
             write_atomically(Path(folder) / LAUNCH, "\n".join(agents))
-        for row in pretrain(run, folder, resume=goes_on, keep=keep, engine=engine, device=device):
+        for row in pretrain(run, folder, resume=goes_on, keep=keep, engine=engine, device=own_device.type):
             steps += 1
             if rank() == 0 and (row.step % SHOW_EVERY == 0 or row.step in (1, run.steps)):
                 show(f"step {row.step} of {run.steps}, loss {row.loss:.3f}, {row.tokens_per_second:,.0f} tokens/s")
