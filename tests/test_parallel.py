@@ -105,6 +105,7 @@ def test_ranks_know_who_they_are_and_agree(on_two_ranks):
     facts = [heard["facts"] for heard in on_two_ranks[1]]
     assert [(found["rank"], found["world"]) for found in facts] == [(0, 2), (1, 2)]
     assert [found["sum"] for found in facts] == [1.5, 1.5]
+    assert [found["small sum"] for found in facts] == [1 + 1e-12] * 2  # in 32 bits it would be 1
     assert [found["agreed"] for found in facts] == [[0, "x"]] * 2
     assert [found["gathered"] for found in facts] == [[[0, "x"], [1, "x"]]] * 2
 

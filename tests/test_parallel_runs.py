@@ -80,8 +80,16 @@ def test_a_run_that_one_rank_stops_ends_as_the_undisturbed_one_to_the_bit(engine
     assert Checkpoints(stopped).steps() == Checkpoints(whole).steps() == [15, 20]
 
 
-def test_all_ranks_see_the_same_rows(sittings):
+def test_all_ranks_see_the_same_rows_and_then_the_model(sittings):
     assert sittings[1][0] == sittings[1][1]
+    assert all(sittings[1][1][f"{name} is there"] for name in program.SITTINGS)
+
+
+def test_dropout_draws_alike_in_each_sitting_and_otherwise_on_each_rank(sittings):
+    draws = [json.loads((sittings[0] / f"draws_{number}.json").read_text()) for number in (0, 1)]
+    assert len({of_rank["ddp"] for of_rank in draws}) == 2
+    for of_rank in draws:
+        assert len(set(of_rank.values())) == 1
 
 
 def test_a_run_may_go_on_with_the_other_engine(sittings):

@@ -4,9 +4,8 @@ from importlib.util import find_spec
 
 from torch import distributed
 
-if (
-    not distributed.is_available() or find_spec("torch.distributed.run") is None
-):  # else what follows would fail in other words
+# before the imports that would fail in other words
+if not distributed.is_available() or find_spec("torch.distributed.run") is None:
     raise RuntimeError("this torch was built without torch.distributed: install another, or train on one process")
 
 from course_lib.parallel.checkpoints import SharedCheckpoints, check_in_parts, read_weights, whole_weights

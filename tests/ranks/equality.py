@@ -149,6 +149,7 @@ def kept_in_parts():
 def facts():
     """What is said and refused among ranks, besides training."""
     found = {"rank": rank(), "world": world_size(), "sum": summed(rank() + 0.25), "agreed": agreed([rank(), "x"])}
+    found["small sum"] = summed(1e-12 if rank() else 1.0)
     found["gathered"] = gathered([rank(), "x"])
     for kind in ("ddp", "fsdp"):
         model = scenes.model(seed=rank())
