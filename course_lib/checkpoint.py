@@ -14,14 +14,22 @@ import pickle
 import random
 import re
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from course_lib.files import new_folder, read_text, remove_folder, remove_leftovers, sha256_of
+from course_lib.files import (
+    check_plain_names,
+    new_folder,
+    plain_files,
+    read_text,
+    remove_folder,
+    remove_leftovers,
+    sha256_of,
+)
 
 MANIFEST, STATE = "checkpoint.json", "state.pt"
 KEYS, OWN_HASH = {"step", "score", "pinned", "about", "files"}, "sha256"  # of the manifest
@@ -72,8 +80,11 @@ class Checkpoints:
         JSON can say.
 
         Raises OSError naming the checkpoint that is left where the disk is full or read-only; ValueError for a state
-        that could not be read back, or a score that is not finite.
+        that could not be read back, a score that is not finite, or a name that is no plain file name or a checkpoint's
+        own.
         """
+        check_plain_names(files)
+        _check_not_own(files)
         with self.filling(step, state, about=about, score=score, pinned=pinned) as folder:
             for name, content in files.items():
                 (folder / name).write_bytes(content)
@@ -83,7 +94,10 @@ class Checkpoints:
     def filling(
         self, step: int, state: Mapping, *, about: Mapping, score: float | None = None, pinned: bool = False
     ) -> Iterator[Path]:
-        """A folder to put a checkpoint's files into; otherwise as `save`, which puts in those that it is handed."""
+        """A folder to put a checkpoint's files into; otherwise as `save`, which puts in those that it is handed.
+
+        Raises what `save` raises, for names when the block ends; there is no checkpoint of this step then.
+        """
         if score is not None and not math.isfinite(score):
             raise ValueError(f"score is {score}: give a finite held-out loss, or None where it was not measured")
         facts, written = {"step": step, "score": score, "pinned": pinned, "about": dict(about)}, _state_bytes(state)
@@ -91,9 +105,10 @@ class Checkpoints:
         try:
             remove_leftovers(self.folder)
             with new_folder(self._path(step)) as folder:
-                (folder / STATE).write_bytes(written)
                 yield folder
-                files = {path.name: sha256_of(path) for path in sorted(folder.iterdir())}
+                _check_not_own(path.name for path in folder.iterdir())
+                (folder / STATE).write_bytes(written)
+                files = {path.name: sha256_of(path) for path in plain_files(folder)}
                 manifest = json.loads(json.dumps(facts | {"files": files}))  # as it will be read back
                 whole = manifest | {OWN_HASH: _hash_of_manifest(manifest)}
                 (folder / MANIFEST).write_text(json.dumps(whole, indent=2), "utf-8")
@@ -204,6 +219,11 @@ def restore_random_states(states: Mapping) -> None:
         torch.cuda.set_rng_state_all(states["cuda"])
     if "mps" in states and torch.backends.mps.is_available():
         torch.mps.set_rng_state(states["mps"])
+
+
+def _check_not_own(names: Iterable[str]) -> None:
+    if taken := [name for name in names if name in (MANIFEST, STATE)]:
+        raise ValueError(f"{taken[0]!r} is what a checkpoint calls a file of its own: give the file another name")
 
 
 def _manifest(folder: Path) -> dict:

@@ -195,16 +195,18 @@ def _pretrain(options: argparse.Namespace) -> int:
 
 def _pretrain_on_ranks(options: argparse.Namespace, run: Any) -> int:
     """Be a rank where torchrun says so, and start ranks otherwise."""
+    try:
+        from course_lib.runs import ranks
+    except RuntimeError as error:  # this torch has no ranks
+        raise ValueError(error) from None
     from torch.distributed.elastic.multiprocessing.errors import record
-
-    from course_lib.runs import ranks
 
     how = {"engine": options.engine or "ddp", "resume": options.resume}
     if "RANK" in os.environ:
         as_rank = record(ranks.pretrain_as_rank)  # leaves its traceback to torchrun
         as_rank(run, options.out, keep=options.keep, device=options.device, **how)
         return 0
-    ranks.check(run, options.out, count=options.ranks, **how)
+    ranks.check(run, options.out, count=options.ranks, device=options.device, **how)
     try:
         ranks.pretrain_on_ranks(options.given, count=options.ranks)
     except RuntimeError as error:

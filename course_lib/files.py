@@ -5,7 +5,7 @@ import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -43,12 +43,28 @@ def write_folder(path: Path | str, contents: Mapping[str, bytes | str]) -> Path:
     >>> [file.name for file in folder.iterdir()]
     ['note.txt']
     """
-    if wrong := [name for name in contents if Path(name).name != name or name in ("", "..")]:
-        raise ValueError(f"{wrong[0]!r} is no plain file name: a folder is written without folders in it")
+    check_plain_names(contents)
     with new_folder(path) as folder:
         for name, content in contents.items():
             (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
     return Path(path)
+
+
+def check_plain_names(names: Iterable[str]) -> None:
+    """Raises ValueError for a name that leads into another folder."""
+    if wrong := [name for name in names if Path(name).name != name or name in ("", "..")]:
+        raise ValueError(f"{wrong[0]!r} is no plain file name: a folder is written without folders in it")
+
+
+def plain_files(folder: Path) -> list[Path]:
+    """The files of a folder by name.
+
+    Raises ValueError where a folder lies in it.
+    """
+    paths = sorted(folder.iterdir())
+    if inner := [path.name for path in paths if path.is_dir()]:
+        raise ValueError(f"there is a folder {inner[0]!r} among the files: a folder is written without folders in it")
+    return paths
 
 
 @contextlib.contextmanager
@@ -57,6 +73,7 @@ def new_folder(path: Path | str) -> Iterator[Path]:
     files are flushed to the disk, then it is renamed into place, where an older folder of that name gives way.
 
     A crash leaves at most a hidden folder that ends in .partial; `remove_leftovers` takes it away.
+    Raises ValueError where a folder was put among the files, for it would not be flushed; nothing is written then.
 
     >>> with new_folder(Path(tempfile.mkdtemp()) / "step_1") as folder:
     ...     _ = (folder / "note.txt").write_text("whole")
@@ -68,7 +85,7 @@ def new_folder(path: Path | str) -> Iterator[Path]:
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial"))
     try:
         yield temporary
-        for file in temporary.iterdir():
+        for file in plain_files(temporary):
             with file.open("rb+") as written:
                 os.fsync(written.fileno())
         temporary.chmod(0o755)

@@ -115,7 +115,8 @@ class Engine(Protocol):
     world: int
 
     def share(self, batch: Batch) -> Batch:
-        """The rows of a batch that are this process's."""
+        """The rows of a batch that are this process's. May raise ValueError, where there are none; no process trains
+        on the batch then."""
 
     def total(self, value: float) -> float:
         """The sum of what all processes hand in."""
@@ -131,6 +132,9 @@ class Engine(Protocol):
 
     def accumulating(self, model: LanguageModel, *, is_last: bool) -> contextlib.AbstractContextManager:
         """Around a micro-batch: the gradients of all processes come together in the last one alone."""
+
+    def forget(self, model: LanguageModel) -> None:
+        """Drop the gradients of an interrupted step, where zero_grad does not see them."""
 
     def clip(self, model: LanguageModel, limit: float) -> float:
         """Scale the gradients down to a norm of at most `limit`; the norm that they had."""
@@ -159,6 +163,9 @@ class OneProcess:
     def accumulating(self, model: LanguageModel, *, is_last: bool) -> contextlib.AbstractContextManager:
         return contextlib.nullcontext()
 
+    def forget(self, model: LanguageModel) -> None:
+        pass
+
     def clip(self, model: LanguageModel, limit: float) -> float:
         return nn.utils.clip_grad_norm_(model.parameters(), limit).item()
 
@@ -182,8 +189,8 @@ def step(
     clip: the largest norm of the gradient that is not scaled down. dtype: what autocast computes in (default: what
     pays on the model's device). scale: of the loss, which fp16 needs; a gradient that is not finite leaves the step out
     then, and lowers it. engine: of the processes that share the step; each is handed the same batches.
-    Raises ValueError without a target, or for a rate or clip that is none; FloatingPointError where loss or gradient is
-    not finite. No weight has changed then.
+    Raises ValueError without a target, for a rate or clip that is none, or what `engine.share` raises;
+    FloatingPointError where loss or gradient is not finite. No weight has changed then.
     """
     if not 0.0 <= rate < math.inf:
         raise ValueError(f"rate is {rate}: give a learning rate of at least 0, such as 1e-3")
@@ -193,6 +200,7 @@ def step(
     if targets == 0:
         raise ValueError("the batch has no target: raise the share of tokens to be predicted, or give longer rows")
     optimizer.zero_grad()  # what an interrupted step has left
+    engine.forget(model)
     times = 1.0 if scale is None else scale.scale
     loss = _backward(model, micro_batches, engine, dtype, times=times * engine.world, targets=targets)
     norm = _unscaled_and_clipped(model, times, clip, engine)

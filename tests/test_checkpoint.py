@@ -466,3 +466,37 @@ def test_every_setting_that_differs_is_named_with_both_values():
         check_same(ABOUT, ABOUT | {"text": "mine.txt"})
     with pytest.raises(ValueError, match="begun with seed 0, not None"):
         check_same(ABOUT, {k: v for k, v in ABOUT.items() if k != "seed"})
+
+
+# ---------------------------------------------------------------- names of files
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("../x", "'../x' is no plain file name"),
+        ("a/b", "'a/b' is no plain file name"),
+        ("/x", "'/x' is no plain file name"),
+        ("state.pt", "'state.pt' is what a checkpoint calls a file of its own: give the file another name"),
+        ("checkpoint.json", "'checkpoint.json' is what a checkpoint calls a file of its own"),
+    ],
+)
+def test_a_file_that_would_lie_elsewhere_or_take_the_place_of_a_checkpoints_own_is_refused(name, words, three):
+    before = sorted(path.relative_to(three.folder.parent) for path in three.folder.parent.rglob("*"))
+    with pytest.raises(ValueError, match=words):
+        three.save(40, {"fine": b"x", name: b"y"}, {}, about=ABOUT)
+    assert sorted(path.relative_to(three.folder.parent) for path in three.folder.parent.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("put", "words"),
+    [
+        (lambda folder: (folder / "state.pt").write_bytes(b"y"), "'state.pt' is what a checkpoint calls"),
+        (lambda folder: (folder / "checkpoint.json").write_bytes(b"y"), "'checkpoint.json' is what a checkpoint calls"),
+        (lambda folder: (folder / "inner").mkdir(), "there is a folder 'inner' among the files"),
+    ],
+)
+def test_so_is_what_is_put_into_the_folder_by_hand(put, words, three):
+    with pytest.raises(ValueError, match=words), three.filling(40, {}, about=ABOUT) as folder:
+        put(folder)
+    assert sorted(os.listdir(three.folder)) == ["step_10", "step_20", "step_30"]

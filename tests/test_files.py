@@ -357,6 +357,16 @@ def test_a_name_that_leads_elsewhere_is_refused_before_anything_is_written(tmp_p
     assert os.listdir(tmp_path) == []
 
 
+def test_a_folder_among_the_files_is_refused_and_nothing_is_left(tmp_path):
+    with (
+        pytest.raises(ValueError, match="there is a folder 'inner' among the files"),
+        new_folder(tmp_path / "step_1") as folder,
+    ):
+        (folder / "a").touch()
+        (folder / "inner").mkdir()
+    assert os.listdir(tmp_path) == []
+
+
 def test_a_folder_that_cannot_be_written_leaves_nothing_behind(tmp_path):
     with pytest.raises(UnicodeEncodeError):
         write_folder(tmp_path / "step_1", {"a": "x", "b": "half a pair: \ud800"})

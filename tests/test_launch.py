@@ -1,24 +1,27 @@
 """The launcher: lines while ranks run, a rank's own traceback, and nothing that is left of them."""
 
+import contextlib
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import tempfile
 import time
-from pathlib import Path
+from unittest import mock
 
 import psutil
 import pytest
+from ranks.machines import left_in_shared_memory, shared_files
 from ranks.starting import SEARCHED, start
 
 from course_lib import cli
 from course_lib.data import reviews_of
-from course_lib.parallel import is_restarted, is_started_by_torchrun, ranks, torchrun
+from course_lib.parallel import device_of_ranks, is_started_by_torchrun, ranks, torchrun
+from course_lib.runtime import pick_device
 
 slow = pytest.mark.slow
-SHARED_MEMORY = Path("/dev/shm")
 
 
 @pytest.fixture
@@ -29,15 +32,6 @@ def temporary(tmp_path, monkeypatch):
     monkeypatch.setattr(tempfile, "tempdir", str(folder))
     monkeypatch.setenv("TMPDIR", str(folder))
     return folder
-
-
-def shared_files():
-    return set(os.listdir(SHARED_MEMORY)) if SHARED_MEMORY.is_dir() else set()
-
-
-def left_in_shared_memory(before, pids):
-    """New files there that bear the number of one of these processes: others may be at work on this machine."""
-    return [name for name in shared_files() - before if set(re.findall(r"\d+", name)) & set(map(str, pids))]
 
 
 # ---------------------------------------------------------------- lines and tracebacks
@@ -101,6 +95,30 @@ def test_what_goes_wrong_with_a_line_ends_the_ranks():
     with pytest.raises(KeyError, match="full"):
         start("lines", "sleep", show=stumble)
     assert not any(map(psutil.pid_exists, pids))
+
+
+LINES = """
+from course_lib.parallel import ranks
+print("before")
+with ranks(device="cpu"):
+    print("a", "line")
+"""
+
+
+@slow
+@pytest.mark.skipif(not hasattr(socket, "AF_UNIX"), reason="Windows has no socket that keeps writes apart")
+def test_what_a_rank_prints_is_handed_over_line_by_line_so_that_no_other_comes_in_between():
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)  # which keeps writes apart
+    one = {"RANK": "0", "LOCAL_RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "MASTER_PORT": "0"}
+    variables = os.environ | one | {"PYTHONPATH": SEARCHED, "PYTHONUNBUFFERED": "1"}
+    with ours, theirs:
+        subprocess.run([sys.executable, "-c", LINES], stdout=theirs, env=variables, check=True)
+        ours.setblocking(False)
+        heard = []
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                heard.append(ours.recv(1000))
+    assert heard == [b"before", b"\n", b"a line\n"]  # the control: the first, which is not a rank's yet
 
 
 # ---------------------------------------------------------------- signals
@@ -199,6 +217,19 @@ def test_torchrun_that_is_killed_leaves_no_ranks_behind(launched):
     assert one.left() == []
 
 
+@needs_signals
+@pytest.mark.parametrize("is_killed", [True, False])
+def test_ranks_are_asked_to_end_before_they_are_made_to_also_where_torchrun_is_gone(is_killed, launched, temporary):
+    one = launched("obliging", 2)
+    if is_killed:
+        next(process for process in one.family if process.ppid() == one.process.pid).kill()
+        time.sleep(0.5)
+    one.process.send_signal(signal.SIGINT)
+    one.seconds_to_end()
+    assert one.left() == []
+    assert sorted(os.listdir(temporary)) == ["asked_0", "asked_1"]
+
+
 # ---------------------------------------------------------------- refusals
 
 
@@ -211,7 +242,7 @@ def test_no_ranks_are_refused(count, restarts):
 def test_outside_of_torchrun_there_are_no_ranks_to_join(monkeypatch):
     for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR"):
         monkeypatch.delenv(name, raising=False)
-    assert not is_started_by_torchrun() and not is_restarted()
+    assert not is_started_by_torchrun()
     with pytest.raises(RuntimeError, match=r"RANK is not set: start this with torchrun, or with course_lib\.parallel"):
         ranks().__enter__()
     monkeypatch.setenv("RANK", "0")
@@ -223,6 +254,7 @@ def test_outside_of_torchrun_there_are_no_ranks_to_join(monkeypatch):
     ("backend", "words"),
     [
         ("mpi", "backend 'mpi' is unknown: choose one of gloo, nccl"),
+        ("gloo", "this torch was built without gloo: take another backend, or install a torch with it"),
         ("nccl", "nccl connects GPUs, and the device is cpu: take gloo, or COURSE_DEVICE=cuda"),
     ],
 )
@@ -230,8 +262,56 @@ def test_a_backend_that_cannot_be_is_refused(backend, words, monkeypatch):
     for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "COURSE_DEVICE": "cpu"}.items():
         monkeypatch.setenv(name, value)
     assert is_started_by_torchrun()
+    monkeypatch.setattr("torch.distributed.is_gloo_available", lambda: False)
     with pytest.raises(ValueError, match=words):
         ranks(backend).__enter__()
+
+
+@pytest.fixture
+def gpus(monkeypatch):
+    """A machine with two GPUs and mps."""
+    monkeypatch.delenv("COURSE_DEVICE", raising=False)
+    for name, value in {"cuda.is_available": True, "backends.mps.is_available": True, "cuda.device_count": 2}.items():
+        monkeypatch.setattr(f"torch.{name}", lambda value=value: value)
+    return monkeypatch
+
+
+def test_more_ranks_than_gpus_are_refused(gpus):
+    with pytest.raises(ValueError, match="3 ranks share 2 GPUs of this machine, and each takes one: start fewer, or"):
+        device_of_ranks(None, 3)
+    assert (device_of_ranks(None, 2).type, device_of_ranks("cpu", 3).type) == ("cuda", "cpu")
+
+
+def test_ranks_compute_on_the_cpu_where_there_is_mps_alone_and_refuse_it_by_name(gpus):
+    gpus.setattr("torch.cuda.is_available", lambda: False)
+    assert (pick_device().type, device_of_ranks(None, 2).type) == ("mps", "cpu")
+    words = "no backend connects ranks on mps: take --device cpu, or COURSE_DEVICE=cpu"
+    with pytest.raises(ValueError, match=words):
+        device_of_ranks("mps", 2)
+    gpus.setenv("COURSE_DEVICE", "mps")
+    with pytest.raises(ValueError, match=words):
+        device_of_ranks(None, 2)
+
+
+WITHOUT = """
+import sys, torch
+for name in [name for name in sys.modules if name.startswith("torch.distributed")]:
+    del sys.modules[name]
+del torch._C._c10d_init, torch.distributed  # by which torch tells whether it was built with that
+import torch.distributed
+assert not torch.distributed.is_available()
+from course_lib import cli, runs
+sys.exit(cli.main(sys.argv[1:]))
+"""
+
+
+@slow
+def test_a_torch_without_ranks_is_refused_in_one_line(tmp_path):
+    arguments = ["pretrain", "decoder", "--out", str(tmp_path / "out"), "--ranks", "2"]
+    done = subprocess.run([sys.executable, "-c", WITHOUT, *arguments], capture_output=True, text=True)
+    words = "this torch was built without torch.distributed: install another, or train on one process"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", f"course pretrain: {words}\n")
+    assert not (tmp_path / "out").exists()
 
 
 # ---------------------------------------------------------------- the command line
@@ -251,6 +331,8 @@ def text(tmp_path_factory):
 
 
 REFUSALS = [
+    (["--ranks", "2", "--device", "tpu"], "device 'tpu' is unknown: choose one of cpu, cuda, mps"),
+    (["--ranks", "2", "--device", "cuda"], "device 'cuda' is not on this machine: use cpu, or unset COURSE_DEVICE"),
     (["--ranks", "9"], "9 ranks share batches of 4: start at least 1, and no more than that"),
     (["--ranks", "2", "--engine", "zero"], "engine 'zero' is unknown: choose one of ddp, fsdp"),
     (["--engine", "ddp"], "engine is 'ddp': it is for ranks: give --ranks N too, or start with torchrun"),
@@ -261,7 +343,8 @@ REFUSALS = [
 @pytest.mark.parametrize(("changes", "words"), REFUSALS, ids=[" ".join(case[0]) for case in REFUSALS])
 def test_ranks_that_cannot_be_are_refused_in_one_line_before_any_is_started(changes, words, text, tmp_path, capsys):
     out = tmp_path / "out"
-    assert cli.main([*SMALL, "--text", str(text), "--out", str(out), *changes]) == 2
+    with mock.patch("torch.cuda.is_available", return_value=False):
+        assert cli.main([*SMALL, "--text", str(text), "--out", str(out), *changes]) == 2
     said, errors = capsys.readouterr()
     assert errors.startswith("course pretrain: ") and words in errors and len(errors.splitlines()) == 1
     assert said == "" and not out.exists()
@@ -273,13 +356,16 @@ def test_a_folder_that_holds_a_run_is_refused_before_any_rank_is_started(text, t
     assert "holds a run already: resume it, or choose another folder" in capsys.readouterr().err
 
 
+def test_a_run_that_one_process_has_begun_is_refused_before_any_rank_is_started(text, tmp_path, capsys):
+    arguments = [*SMALL, "--text", str(text), "--out", str(tmp_path / "run"), "--device", "cpu"]
+    assert cli.main(arguments) == 0
+    capsys.readouterr()
+    assert cli.main([*arguments, "--ranks", "2", "--resume"]) == 2
+    said, errors = capsys.readouterr()
+    assert "was written by one process, and ranks read checkpoints in parts: go on without ranks" in errors
+    assert said == "" and not (tmp_path / "run" / ".launch").exists()
+
+
 def test_0_ranks_are_refused(text, tmp_path, capsys):
     assert cli.main([*SMALL, "--text", str(text), "--out", str(tmp_path / "out"), "--ranks", "0"]) == 2
     assert "start at least 1" in capsys.readouterr().err
-
-
-@slow
-def test_a_device_that_is_unknown_is_refused_with_ranks_too(text, tmp_path, capsys):
-    arguments = ["--ranks", "1", "--device", "tpu", "--tokens", "256"]
-    assert cli.main([*SMALL, "--text", str(text), "--out", str(tmp_path / "out"), *arguments]) != 0
-    assert "device 'tpu' is unknown" in "".join(capsys.readouterr())

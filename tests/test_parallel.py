@@ -10,7 +10,7 @@ from ranks import scenes
 from ranks.starting import start
 
 from course_lib.checkpoint import Checkpoints
-from course_lib.parallel import agreed, rank, read_weights, summed, world
+from course_lib.parallel import agreed, gathered, rank, read_weights, summed, world
 from course_lib.training import held_out_loss
 
 TOLERANCE = {torch.float64: 1e-12, torch.float32: 1e-6}
@@ -105,7 +105,9 @@ def test_ranks_know_who_they_are_and_agree(on_two_ranks):
     facts = [heard["facts"] for heard in on_two_ranks[1]]
     assert [(found["rank"], found["world"]) for found in facts] == [(0, 2), (1, 2)]
     assert [found["sum"] for found in facts] == [1.5, 1.5]
+    assert [found["small sum"] for found in facts] == [1 + 1e-12] * 2  # in 32 bits it would be 1
     assert [found["agreed"] for found in facts] == [[0, "x"]] * 2
+    assert [found["gathered"] for found in facts] == [[[0, "x"], [1, "x"]]] * 2
 
 
 @slow
@@ -131,6 +133,15 @@ def test_gradients_come_together_in_the_last_micro_batch_alone(on_two_ranks):
         first, last = found["fsdp two parts"]
         assert first[0] == 0 < last[0]
         assert last == pytest.approx(its_last, rel=1e-9)
+
+
+@slow
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_an_interrupted_step_leaves_no_gradient_to_the_next(kind, on_two_ranks):
+    for heard in on_two_ranks[1]:
+        after, wanted, kept = heard["facts"][f"{kind} interrupted"]
+        assert after == wanted
+        assert (kept == wanted) == (kind == "ddp")  # the control: fsdp keeps them where zero_grad does not look
 
 
 @slow
@@ -160,7 +171,7 @@ def test_what_cannot_be_is_refused_on_every_rank(what, words, number, on_two_ran
 
 
 def test_a_process_that_is_alone_agrees_with_itself():
-    assert (rank(), world(), summed(2.5), agreed("mine")) == (0, 1, 2.5, "mine")
+    assert (rank(), world(), summed(2.5), agreed("mine"), gathered("mine")) == (0, 1, 2.5, "mine", ["mine"])
 
 
 # ---------------------------------------------------------------- checkpoints
@@ -211,6 +222,12 @@ def test_one_process_reads_the_weights_that_ranks_have_written(name, saved):
     assert scenes.distance(model.state_dict(), wanted) == 0
 
 
+def test_the_weights_of_a_checkpoint_that_is_not_in_parts_are_refused(tmp_path):
+    Checkpoints(tmp_path).save(1, {}, {}, about={})
+    with pytest.raises(ValueError, match="step_1 was written by one process, and ranks read checkpoints in parts"):
+        read_weights(Checkpoints(tmp_path).load(1), scenes.model())
+
+
 @slow
 def test_no_part_and_no_leftover_is_without_a_fingerprint(saved):
     assert Checkpoints(saved / "fsdp_adamw").steps() == [5, 10]
@@ -241,6 +258,19 @@ def test_a_damaged_part_is_noticed_by_all_ranks_and_the_checkpoint_before_it_use
         assert found["asked for"].startswith("refused: ") and said in found["asked for"]
         assert "holds no checkpoint with a score" in found["best"]  # that of step 10 was the only one
     assert scenes.distance(weights(saved, "damaged_on"), weights(saved, "fsdp_adamw_10")) == 0
+
+
+@slow
+@pytest.mark.parametrize("number", [0, 1])
+def test_a_checkpoint_that_one_rank_cannot_write_is_refused_on_all_of_them(number, trouble):
+    found = trouble[number]
+    assert found["no score"].startswith("ValueError: score is nan: give a finite held-out loss")
+    assert found["no JSON"].startswith("TypeError: ") and "not JSON serializable" in found["no JSON"]
+    for case in ("full for rank 1", "full in the end"):
+        assert found[case].startswith("OSError: [Errno 28] ") and "No space left on device" in found[case]
+    assert "could not be written (No space left on device): make room or write elsewhere" in found["full in the end"]
+    assert trouble[0]["left"] == []
+    assert found["then"] == "saved"
 
 
 @slow

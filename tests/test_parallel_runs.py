@@ -80,8 +80,16 @@ def test_a_run_that_one_rank_stops_ends_as_the_undisturbed_one_to_the_bit(engine
     assert Checkpoints(stopped).steps() == Checkpoints(whole).steps() == [15, 20]
 
 
-def test_all_ranks_see_the_same_rows(sittings):
+def test_all_ranks_see_the_same_rows_and_then_the_model(sittings):
     assert sittings[1][0] == sittings[1][1]
+    assert all(sittings[1][1][f"{name} is there"] for name in program.SITTINGS)
+
+
+def test_dropout_draws_alike_in_each_sitting_and_otherwise_on_each_rank(sittings):
+    draws = [json.loads((sittings[0] / f"draws_{number}.json").read_text()) for number in (0, 1)]
+    assert len({of_rank["ddp"] for of_rank in draws}) == 2
+    for of_rank in draws:
+        assert len(set(of_rank.values())) == 1
 
 
 def test_a_run_may_go_on_with_the_other_engine(sittings):
@@ -100,7 +108,8 @@ def test_without_dropout_the_model_is_that_of_one_process(sittings, text, tmp_pa
 
 
 def test_one_process_says_that_it_cannot_go_on_with_what_ranks_have_written(sittings, text):
-    with pytest.raises(ValueError, match="ranks"):
+    words = "step_20 was written by ranks, in parts: go on with --ranks, of which 1 will do"
+    with pytest.raises(ValueError, match=words):
         list(pretrain(program.tiny(text), sittings[0] / "ddp", resume=True, device="cpu"))
 
 
@@ -256,3 +265,12 @@ def test_a_folder_that_holds_a_run_is_refused_however_often_torchrun_starts_the_
     with pytest.raises(RuntimeError, match="holds a run already: resume it, or choose another folder"):
         start("pretraining", "whole", folder, text, "ddp", 20, restarts=1)
     assert Checkpoints(folder).steps() == [15]
+
+
+def test_more_ranks_than_a_batch_has_rows_are_refused_before_anything_is_written(text, tmp_path):
+    """As several machines start them."""
+    settings = {"--batch-size": "1", "--tokens": "1280", "--out": str(tmp_path / "run"), "--text": str(text)}
+    arguments = [*SMALL, *(word for pair in settings.items() for word in pair)]
+    with pytest.raises(RuntimeError, match="2 ranks share batches of 1: start at least 1, and no more than that"):
+        start("gated", tmp_path, "", *arguments)
+    assert not (tmp_path / "run").exists()

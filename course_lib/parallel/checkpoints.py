@@ -8,6 +8,7 @@ import contextlib
 import warnings
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,9 +24,10 @@ from torch.distributed.checkpoint.state_dict import (
 from course_lib.checkpoint import Checkpoint, Checkpoints
 from course_lib.model import LanguageModel
 from course_lib.optimizers import MuonAndAdamW, Optimizer
-from course_lib.parallel.ranks import agreed, barrier, rank
+from course_lib.parallel.ranks import agreed, rank
 
 PARTS = ".metadata"  # what torch.distributed.checkpoint writes last
+REFUSALS = (ValueError, TypeError, OSError)  # what `Checkpoints` raises
 HAS_MOMENTS = "has_moments"  # in a checkpoint's state: whether its optimiser had taken a step
 
 
@@ -45,14 +47,15 @@ class SharedCheckpoints(Checkpoints):
     ) -> Path:
         """Write `step_N`: each rank its part of the weights and of the optimiser's state, rank 0 the rest.
 
-        Raises what `Checkpoints.save` raises.
+        Raises what `Checkpoints.save` raises, on every rank.
         """
         has_moments = any(part.state for part in _parts(optimizer))
         state = {**state, HAS_MOMENTS: has_moments}
         filling = self.filling(step, state, about=about, score=score, pinned=pinned)
-        with filling if rank() == 0 else contextlib.nullcontext() as folder:
-            parts.save(_state(model, optimizer if has_moments else None), checkpoint_id=agreed(folder))
-        barrier()
+        with contextlib.ExitStack() as stack:  # of rank 0
+            folder = _heard(lambda: stack.enter_context(filling))
+            _save_parts(_state(model, optimizer if has_moments else None), folder)
+            _heard(stack.close)
         return self._path(step)
 
     def load(self, step: int) -> Checkpoint:
@@ -72,11 +75,7 @@ class SharedCheckpoints(Checkpoints):
 
         Raises ValueError for a checkpoint that one process has written: it is not in parts.
         """
-        if not (begun.folder / PARTS).exists():
-            raise ValueError(
-                f"{begun.folder} was written by one process, and ranks read checkpoints in parts: go on without ranks, "
-                "or start another run in another folder"
-            )
+        check_in_parts(begun)
         state = _state(model, optimizer if begun.state[HAS_MOMENTS] else None)
         parts.load(state, checkpoint_id=begun.folder)
         set_model_state_dict(model, state["model"])
@@ -87,13 +86,24 @@ class SharedCheckpoints(Checkpoints):
         return Checkpoints(self.folder, self.keep)
 
 
+def check_in_parts(begun: Checkpoint) -> None:
+    """Raises ValueError for a checkpoint that one process has written: it is not in parts, as ranks need it."""
+    if not (begun.folder / PARTS).exists():
+        raise ValueError(
+            f"{begun.folder} was written by one process, and ranks read checkpoints in parts: go on without ranks, "
+            "or start another run in another folder"
+        )
+
+
 def read_weights(begun: Checkpoint, model: LanguageModel) -> None:
-    """Fill a model that is whole, in one process, with the weights of a checkpoint in parts."""
-    weights = model.state_dict()
+    """Fill a model that is whole, in one process, with the weights of a checkpoint in parts.
+
+    Raises ValueError for a checkpoint that one process has written.
+    """
+    check_in_parts(begun)
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*assuming the intent is to load in a single process")  # it is
-        parts.load({"model": weights}, checkpoint_id=begun.folder, no_dist=True)
-    model.load_state_dict(weights)
+        parts.load({"model": model.state_dict()}, checkpoint_id=begun.folder, no_dist=True)  # in place
 
 
 def whole_weights(model: LanguageModel) -> dict[str, Tensor]:
@@ -110,19 +120,30 @@ def _state(model: LanguageModel, optimizer: Optimizer | None) -> dict:
     return state
 
 
+def _save_parts(state: dict, folder: Path) -> None:
+    """Raises the OSError that a rank has met, on every rank."""
+    try:
+        parts.save(state, checkpoint_id=folder)
+    except parts.CheckpointException as failed:  # no Exception, which nobody expects
+        for error, _ in failed.failures.values():
+            if isinstance(error, OSError):
+                raise error from None
+        raise
+
+
 def _parts(optimizer: Optimizer) -> list[torch.optim.Optimizer]:
     return optimizer.parts if isinstance(optimizer, MuonAndAdamW) else [optimizer]
 
 
-def _heard(look: Callable[[], Checkpoint]) -> Checkpoint:
-    """What rank 0 finds, or the ValueError that it meets, on every rank."""
+def _heard(act: Callable[[], Any]) -> Any:
+    """What rank 0 alone does and finds, or the error that it meets, on every rank."""
     found = None
     if rank() == 0:
         try:
-            found = look()
-        except ValueError as error:
+            found = act()
+        except REFUSALS as error:
             found = error
     found = agreed(found)
-    if isinstance(found, ValueError):
+    if isinstance(found, REFUSALS):
         raise found
     return found

@@ -16,7 +16,7 @@ from typing import Any
 
 from torch import Tensor, nn
 from torch.distributed import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.fsdp import FSDPModule, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
@@ -58,6 +58,9 @@ class _Engine:
     def loss(self, model: LanguageModel, batch: Batch) -> Tensor:
         """The summed loss of this rank's rows."""
         return batch_loss(model, batch)[0]
+
+    def forget(self, model: LanguageModel) -> None:
+        """Nothing: the optimiser's zero_grad sees all gradients."""
 
     def clip(self, model: LanguageModel, limit: float) -> float:
         """Scale the gradients down to a norm of at most `limit`, that of the whole model; the norm that they had."""
@@ -109,13 +112,27 @@ class Sharded(_Engine):
         fully_shard(model, mesh=mesh)
         if isinstance(model, TwoStream):
             register_fsdp_forward_method(model, "predict")  # its target_logits goes by that and not by forward
+        self._is_within_a_step = False
 
     @contextlib.contextmanager
     def accumulating(self, model: LanguageModel, *, is_last: bool) -> Iterator[None]:
         """Gradients are summed and shared out in the last micro-batch alone; until then each rank holds all of its
         own."""
         model.set_requires_gradient_sync(is_last)
+        self._is_within_a_step = True
         yield
+        self._is_within_a_step = not is_last
+
+    def forget(self, model: LanguageModel) -> None:
+        """Drop the gradients of an interrupted step. Those of micro-batches before the last belong to the gathered
+        weights, where zero_grad does not see them: all ranks gather them once more, so all must have been
+        interrupted."""
+        for module in model.modules() if self._is_within_a_step else ():
+            if isinstance(module, FSDPModule):
+                module.unshard()
+                module.zero_grad()
+                module.reshard()
+        self._is_within_a_step = False
 
 
 ENGINES = {"ddp": Replicated, "fsdp": Sharded}

@@ -12,7 +12,6 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import psutil
-from torch import distributed
 
 OF_A_RANK = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
 ERRORS, FAMILY = "error.json", "COURSE_RANKS_OF"  # a file; a variable that all processes of one launch inherit
@@ -42,15 +41,12 @@ def torchrun(
     arguments: a script or ("-m", module), and what it is given. restarts: how often all ranks are started anew after
     one has died. show: what is done with each line that they write. grace: seconds that they have to end when this is
     interrupted, by Jupyter's Stop or Ctrl-C; nothing of them is left afterwards.
-    Raises ValueError for fewer than 1 rank; RuntimeError where this torch has no torchrun, and with the failing rank's
-    own traceback where one fails.
+    Raises ValueError for fewer than 1 rank; RuntimeError with the failing rank's own traceback where one fails.
 
     >>> torchrun(["-m", "course_lib.cli", "doctor"], ranks=2)  # doctest: +SKIP
     """
     if ranks < 1 or restarts < 0:
         raise ValueError(f"ranks is {ranks}, restarts {restarts}: start at least 1 rank, restart 0 times or more")
-    if not distributed.is_available():
-        raise RuntimeError("this torch was built without torch.distributed: install another, or train on one process")
     with tempfile.TemporaryDirectory(prefix="ranks_") as folder:
         command = [
             *(sys.executable, "-c", AGENT, "--standalone", "--log-dir", folder),
@@ -103,6 +99,10 @@ def _end(process: subprocess.Popen, folder: str, grace: float) -> None:
     family = [one for one in psutil.process_iter() if _is_of(one, folder)]
     if process.poll() is None:
         process.terminate()  # torchrun hands it on
+    else:
+        for one in family:  # that torchrun has left behind
+            with contextlib.suppress(psutil.NoSuchProcess):
+                one.terminate()
     try:
         psutil.wait_procs(family, timeout=grace)
     finally:  # also where somebody does not want to wait

@@ -5,7 +5,9 @@ on GPUs.
 """
 
 import contextlib
+import io
 import os
+import sys
 from collections.abc import Iterator
 
 import torch
@@ -20,16 +22,18 @@ BACKEND_OF = {"cpu": "gloo", "cuda": "nccl"}
 def ranks(backend: str | None = None, *, device: str | None = None) -> Iterator[torch.device]:
     """Join the ranks for the time of the block; the device of this one.
 
-    backend: "gloo" or "nccl" (default: what suits the device). device: as `pick_device` takes it.
-    Raises RuntimeError outside of torchrun, ValueError for a backend that the device or this torch lacks.
+    backend: "gloo" or "nccl" (default: what suits the device). device: as `device_of_ranks` takes it.
+    Raises RuntimeError outside of torchrun; ValueError for a backend that the device or this torch lacks, and what
+    `device_of_ranks` raises.
     """
     if missing := [name for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR") if name not in os.environ]:
         raise RuntimeError(f"{missing[0]} is not set: start this with torchrun, or with course_lib.parallel.torchrun")
-    device = pick_device(device)
-    _check(backend := backend or BACKEND_OF.get(device.type, "gloo"), device)
+    device = device_of_ranks(device, int(os.environ.get("LOCAL_WORLD_SIZE", "1")))
+    _check(backend := backend or BACKEND_OF[device.type], device)
     if device.type == "cuda":
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
+    _write_whole_lines()
     distributed.init_process_group(backend)
     try:
         yield device
@@ -37,14 +41,28 @@ def ranks(backend: str | None = None, *, device: str | None = None) -> Iterator[
         distributed.destroy_process_group()
 
 
+def device_of_ranks(name: str | None, count: int) -> torch.device:
+    """What each of `count` ranks on this machine computes on: as `pick_device` has it, or the CPU where that would be
+    mps, by which ranks cannot be connected.
+
+    Raises ValueError for mps by name, or more ranks than GPUs, besides what `pick_device` raises.
+    """
+    device, is_named = pick_device(name), bool(name or os.environ.get("COURSE_DEVICE"))
+    if device.type not in BACKEND_OF:
+        if is_named:
+            raise ValueError(f"no backend connects ranks on {device.type}: take --device cpu, or COURSE_DEVICE=cpu")
+        return torch.device("cpu")
+    if device.type == "cuda" and count > torch.cuda.device_count():
+        raise ValueError(
+            f"{count} ranks share {torch.cuda.device_count()} GPUs of this machine, and each takes one: start fewer, "
+            "or take --device cpu"
+        )
+    return device
+
+
 def is_started_by_torchrun() -> bool:
     """Whether this process was started to be a rank."""
     return "RANK" in os.environ and "WORLD_SIZE" in os.environ
-
-
-def is_restarted() -> bool:
-    """Whether torchrun has started the ranks anew, after one of them died."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 def is_joined() -> bool:
@@ -76,6 +94,14 @@ def agreed(value: object) -> object:
     return box[0]
 
 
+def gathered(value: object) -> list:
+    """What each rank hands in, in their order, on every rank."""
+    found = [value] * world()
+    if is_joined():
+        distributed.all_gather_object(found, value)
+    return found
+
+
 def summed(value: float) -> float:
     """The sum of what all ranks hand in, formed in 64 bits."""
     total = torch.tensor(value, dtype=torch.float64, device=_device())
@@ -92,6 +118,14 @@ def alike(tensors: list[Tensor]) -> None:
 
 def _device() -> torch.device | None:
     return torch.device("cuda") if is_joined() and distributed.get_backend() == "nccl" else None
+
+
+def _write_whole_lines() -> None:
+    """All ranks write into one pipe. Unbuffered, print hands over a line and its end one after the other, and another
+    rank's line may come in between; what is handed over at once stays in one piece."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(line_buffering=True, write_through=False)
 
 
 def _check(backend: str, device: torch.device) -> None:

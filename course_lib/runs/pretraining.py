@@ -175,8 +175,8 @@ class _Sitting:
         return SentimentProbe()
 
     def batch(self, dataset: PretrainingDataset, number: int) -> Batch:
-        """Batch `number`. Among ranks, what dropout draws is fixed by seed, batch and rank, so that there is no state
-        of it to write."""
+        """Batch `number`. Among ranks, what dropout draws in a step is fixed by seed, rank and the last of the step's
+        batches, all of which are made before it begins, so that there is no state of it to write."""
         if self.is_shared:
             torch.manual_seed(seeded(self.run.seed, number, self.engine.rank).initial_seed())
         return dataset.batch(number)

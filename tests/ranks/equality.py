@@ -11,9 +11,20 @@ from ranks import scenes
 from torch.distributed.tensor import DTensor
 
 from course_lib.optimizers import make_optimizer
-from course_lib.parallel import Replicated, Sharded, agreed, engines, make_engine, rank, ranks, summed, whole_weights
+from course_lib.parallel import (
+    Replicated,
+    Sharded,
+    agreed,
+    engines,
+    gathered,
+    make_engine,
+    rank,
+    ranks,
+    summed,
+    whole_weights,
+)
 from course_lib.parallel import world as world_size
-from course_lib.training import held_out_loss
+from course_lib.training import held_out_loss, step
 
 
 class MeanOfMeans(Replicated):
@@ -98,6 +109,26 @@ def gradients_of_two_parts(kind):
     return found
 
 
+def norms_after_an_interrupt(kind):
+    """Of a step that follows one interrupted in its second micro-batch, of the same step without that, and of the same
+    where the engine forgets nothing."""
+    found, rows = [], scenes.batch(5).rows(slice(0, world_size() - 1))  # too few for all ranks
+    for is_interrupted, forgets in ((True, True), (False, True), (True, False)):
+        model = scenes.model()
+        engine, rule = make_engine(kind, model), scenes.optimizer("sgd", model)
+        if not forgets:
+            engine.forget = lambda _model: None
+        if is_interrupted:
+            assert "share a batch" in words_of(
+                lambda model=model, rule=rule, engine=engine: step(
+                    model, rule, [scenes.batch(4), rows], rate=0.1, dtype=torch.float32, engine=engine
+                )
+            )
+        parts = [scenes.batch(0), scenes.batch(1)]
+        found.append(step(model, rule, parts, rate=0.1, dtype=torch.float32, engine=engine)[2])
+    return found
+
+
 def kept_in_parts():
     """Shares of the weights, the gradients and the optimiser's state that lie on this rank, and which of the two blocks
     are whole while the second is at work."""
@@ -118,6 +149,8 @@ def kept_in_parts():
 def facts():
     """What is said and refused among ranks, besides training."""
     found = {"rank": rank(), "world": world_size(), "sum": summed(rank() + 0.25), "agreed": agreed([rank(), "x"])}
+    found["small sum"] = summed(1e-12 if rank() else 1.0)
+    found["gathered"] = gathered([rank(), "x"])
     for kind in ("ddp", "fsdp"):
         model = scenes.model(seed=rank())
         engine = make_engine(kind, model)
@@ -129,6 +162,7 @@ def facts():
         )
         found[f"{kind} one row each"] = len(engine.share(scenes.batch(0).rows(slice(0, world_size()))).input_ids_BT)
         found[f"{kind} two parts"] = gradients_of_two_parts(kind)
+        found[f"{kind} interrupted"] = norms_after_an_interrupt(kind)
         found[f"{kind} rows"] = [engine.share(scenes.batch(n)).input_ids_BT.tolist() for n in range(2)]
     found["kept in parts"] = kept_in_parts()
     other = scenes.model()

@@ -6,7 +6,9 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
+from pathlib import Path
 
 
 def say(words):
@@ -51,6 +53,17 @@ def leave(number):
 def sleep(number):
     say(f"pid {os.getpid()}")
     time.sleep(120)
+
+
+def obliging(number):
+    """Leaves a file when it is asked to end."""
+
+    def end(*_):
+        Path(tempfile.gettempdir(), f"asked_{number}").touch()
+        os._exit(0)
+
+    signal.signal(signal.SIGTERM, end)
+    sleep(number)
 
 
 def stubborn(number):

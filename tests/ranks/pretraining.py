@@ -47,14 +47,17 @@ def sit(run, folder, engine, *, stop_at=None, resume=False):
 
 
 def sittings(folder, text):
-    found = {}
+    found, draws = {}, {}
     for name, (first, second) in SITTINGS.items():
         rows = [sit(tiny(text), folder / name, first, stop_at=STOP_AT if second else None)]
         if second:
             rows.append(sit(tiny(text), folder / name, second, resume=True))
         found[name] = rows
+        found[f"{name} is there"] = (folder / name / "model" / "model.safetensors").exists()
+        draws[name] = torch.rand(1).item()  # behind what dropout has drawn in the last step
     found["dry"] = [sit(tiny(text, dropout=0.0, warmup=0), folder / "dry", "ddp")]
     (folder / f"sittings_{rank()}.json").write_text(json.dumps(found))
+    (folder / f"draws_{rank()}.json").write_text(json.dumps(draws))
 
 
 def note_rows(path):

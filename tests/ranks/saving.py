@@ -5,11 +5,15 @@ saving.py go_on FOLDER        go on from each of them to step 15, with each engi
 saving.py trouble FOLDER      what is damaged, foreign or missing
 """
 
+import contextlib
+import errno
 import json
+import math
 import shutil
 import sys
 import warnings
 from pathlib import Path
+from unittest import mock
 
 import torch
 from ranks import scenes
@@ -112,7 +116,30 @@ def trouble(folder):
     of_one = SharedCheckpoints(folder / "of_one")
     found["of one"] = words_of(lambda: of_one.restore(of_one.latest(), model, optimizer))
     found["none"] = words_of(SharedCheckpoints(folder / "nowhere").latest)
+    found |= what_is_not_saved(folder, model, optimizer)
     (folder / f"trouble_{rank()}.json").write_text(json.dumps(found))
+
+
+def what_is_not_saved(folder, model, optimizer):
+    """How each rank hears of it, and that the next checkpoint is written all the same."""
+
+    def attempt(score=1.0, **about):
+        try:
+            checkpoints.save_together(2, model, optimizer, {}, about=about, score=score)
+        except (ValueError, TypeError, OSError) as error:
+            return f"{type(error).__name__}: {error}"
+        return "saved"
+
+    checkpoints = SharedCheckpoints(folder / "unsaved")
+    no_room = OSError(errno.ENOSPC, "No space left on device")
+    found = {"no score": attempt(math.nan), "no JSON": attempt(rate=torch.ones(1))}
+    of_rank_1 = mock.patch("torch.distributed.checkpoint.FileSystemWriter.write_data", side_effect=no_room)
+    with of_rank_1 if rank() == 1 else contextlib.nullcontext():
+        found["full for rank 1"] = attempt()
+    with mock.patch("course_lib.checkpoint.sha256_of", side_effect=no_room):  # behind the parts, on rank 0 alone
+        found["full in the end"] = attempt()
+    found["left"] = [str(path) for path in (folder / "unsaved").rglob("*")]
+    return found | {"then": attempt()}
 
 
 def main():
