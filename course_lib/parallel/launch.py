@@ -13,8 +13,14 @@ from pathlib import Path
 
 import psutil
 
-OF_A_RANK = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
-ERRORS, FAMILY = "error.json", "COURSE_RANKS_OF"  # a file; a variable that all processes of one launch inherit
+OF_A_RANK = (
+    *("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
+    "TORCHELASTIC_ERROR_FILE",
+)
+ERRORS, FAMILY = (
+    "error.json",
+    "COURSE_RANKS_OF",
+)  # a file of each rank; a variable that all processes of one launch inherit
 LAST = 30  # lines that are quoted where no traceback was left
 # torchrun, but for the traceback of its own that it puts behind that of a rank
 AGENT = """
@@ -71,7 +77,7 @@ def torchrun(
             code = process.wait()
         finally:
             _end(process, folder, grace)
-        why, said = _why(Path(folder) / ERRORS), "\n".join(last)
+        why, said = _why(Path(folder)), "\n".join(last)
         if code:
             raise RuntimeError(f"a rank failed (torchrun ended with code {code})\n{why or said}")
 
@@ -82,7 +88,6 @@ def _environment(ranks: int, folder: str) -> dict[str, str]:
     return kept | {
         "PYTHONUNBUFFERED": "1",
         "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // ranks)),
-        "TORCHELASTIC_ERROR_FILE": str(Path(folder) / ERRORS),
         FAMILY: folder,
         "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",  # else ranks that start anew read the addresses of the dead
     }
@@ -121,10 +126,17 @@ def _is_of(one: psutil.Process, folder: str) -> bool:
         return False
 
 
-def _why(error_file: Path) -> str:
-    """The traceback that the rank which failed first has left, "" where it left none."""
+def _why(folder: Path) -> str:
+    """The traceback of the rank that failed first, in the last start of the ranks; "" where it left none. (torchrun
+    knows the time of a failure in seconds, and may name a rank that failed only because another had.)"""
+    left = max(folder.glob(f"*/attempt_*/*/{ERRORS}"), key=_when, default=None)
     try:
-        message = json.loads(error_file.read_text("utf-8"))["message"]
+        message = json.loads(left.read_text("utf-8"))["message"] if left else ""
     except (OSError, ValueError, KeyError):
         return ""
     return message if isinstance(message, str) else message["extraInfo"]["py_callstack"]
+
+
+def _when(left: Path) -> tuple[int, int]:
+    """Larger for a later start, and within it for an earlier failure."""
+    return int(left.parent.parent.name.removeprefix("attempt_")), -left.stat().st_mtime_ns
