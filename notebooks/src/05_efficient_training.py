@@ -207,9 +207,15 @@ compare(
     speed_guess,
     f"{at_widest:.1f} times as fast at width {widest:,}, {speedup[narrowest]:.1f} times at {narrowest}. "
     + (f"It pays from width {paying[0]} on here. " if paying else "It pays at none of these widths on this machine. ")
-    + f"A matrix product alone is {product_speedup[widest]:.1f} times as fast at that size: what is not a product (normalisations, the "
-    "loss, copies of the weights into 16 bits, which small batches pay for again and again) takes what it took before. "
-    f"Of what is kept for the backward pass, bf16 keeps {by_width[widest]['bf16'][1] / by_width[widest]['fp32'][1]:.0%}. "
+    + f"A matrix product alone is {product_speedup[widest]:.1f} times as fast at that size"
+    + (
+        ": what is not a product (normalisations, the loss, copies of the weights into 16 bits, which small batches pay for again and "
+        "again) takes what it took before. "
+        if product_speedup[widest] > at_widest
+        else ". "
+    )
+    + f"Of what is kept for the backward pass, bf16 keeps {by_width[widest]['bf16'][1] / by_width[widest]['fp32'][1]:.0%} "
+    "there: copies of the weights in 16 bits are among it, which weigh the more, the wider the model and the smaller the batch. "
     f"The price is a gradient that is off by {by_width[widest]['bf16'][2]:.1%}; fp32's is off by {by_width[widest]['fp32'][2]:.0e}.",
     next(words for words, (low, high) in bands.items() if low <= at_widest < high),
 )
@@ -683,10 +689,8 @@ sent_guess = guess(
 display(sent_guess)
 
 # %% name="held-and-sent"
-state_of = {
-    engine: {part: getattr(saw[engine][0][0], part) / MIB for part in ("weights", "gradients", "optimizer")}
-    for engine in real
-}
+PARTS = {"weights": "weights", "gradients": "gradients", "optimizer": "optimiser state"}
+state_of = {engine: {words: getattr(saw[engine][0][0], part) / MIB for part, words in PARTS.items()} for engine in real}
 display(
     plots.show(
         plots.draw_stacks(
