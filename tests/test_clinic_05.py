@@ -38,8 +38,8 @@ def test_gradients_that_are_never_summed_lie_apart(chapter):
 
 
 def test_the_same_seed_on_all_ranks_reads_the_same_rows(chapter):
-    patient, cured = on_both(chapter, "rows_of_a_step", "loader")
-    assert patient == [16, 8] and cured == [16, 16]
+    assert chapter["rows_of_a_step"](chapter["patient_loader"]) == (16, 8)
+    assert chapter["rows_of_a_step"](chapter["cured_loader"]) == (16, 16)
 
 
 def test_rank_0_alone_saves_a_part_of_the_model(chapter):

@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -22,10 +23,12 @@ from course_lib.objectives import Batch
 from course_lib.optimizers import Optimizer, make_optimizer
 from course_lib.pretrained import load_model, model_files
 from course_lib.records import Record, check_same
-from course_lib.runs.probe import SentimentProbe
 from course_lib.runs.recipes import Pretraining
 from course_lib.runtime import fast_dtype, pick_device, seeded
 from course_lib.training import ALONE, EarlyStopping, Engine, StepRecord, held_out_loss, train
+
+if TYPE_CHECKING:
+    from course_lib.runs.probe import SentimentProbe
 
 RECORD_EVERY = 10  # steps between the rows of the training loss
 
@@ -171,7 +174,9 @@ class _Sitting:
         return self.engine is not ALONE
 
     @cached_property
-    def probe(self) -> SentimentProbe:
+    def probe(self) -> "SentimentProbe":
+        from course_lib.runs.probe import SentimentProbe  # it brings scikit-learn along, which ranks need not wait for
+
         return SentimentProbe()
 
     def batch(self, dataset: PretrainingDataset, number: int) -> Batch:

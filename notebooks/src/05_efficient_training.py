@@ -63,6 +63,8 @@ import torch
 from IPython.display import Markdown, display
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.data import DataLoader
+from torch.utils.data.distributed import DistributedSampler
 from tqdm.auto import tqdm
 
 from course_lib import checks, plots
@@ -1320,38 +1322,27 @@ Markdown(
 # %% name="clinic-data" tags=["clinic"]
 
 
-def patient_loader(rows, batch_size):
-    import torch
-    from torch.utils.data import DataLoader
-
+def patient_loader(rows, batch_size, *, rank, world):
     return DataLoader(rows, batch_size, shuffle=True, generator=torch.Generator().manual_seed(0))
 
 
 # %% name="clinic-data-cure" tags=["clinic"] jupyter={"source_hidden": true}
 
 
-def cured_loader(rows, batch_size):
-    from torch.utils.data import DataLoader
-    from torch.utils.data.distributed import DistributedSampler
-
-    return DataLoader(rows, batch_size, sampler=DistributedSampler(rows, seed=0))
+def cured_loader(rows, batch_size, *, rank, world):
+    return DataLoader(rows, batch_size, sampler=DistributedSampler(rows, num_replicas=world, rank=rank, seed=0))
 
 
-def rows_of_a_step(name):
-    """Rows that all ranks read in the first step, and how many different ones they are."""
-    from torch import distributed
-
-    from course_lib.parallel import world
-
-    read = [None] * world()
-    distributed.all_gather_object(read, next(iter(globals()[name](list(range(64)), 8))).tolist())
-    return [sum(map(len, read)), len({row for of_rank in read for row in of_rank})]
+def rows_of_a_step(loader):
+    """Rows that two ranks read in their first step, and how many different ones they are."""
+    rows = torch.arange(64)
+    read = torch.cat([next(iter(loader(rows, 8, rank=rank, world=2))) for rank in (0, 1)])
+    return len(read), len(read.unique())
 
 
 # %% name="clinic-data-experiment"
-rows_read = of_rank_0(rows_of_a_step, patient_loader, cured_loader)
 Markdown(
-    "In the first step two ranks read {} rows; different ones among them: {}.".format(*rows_read["patient_loader"])
+    "In the first step two ranks read {} rows; different ones among them: {}.".format(*rows_of_a_step(patient_loader))
 )
 
 # %% [markdown] name="clinic-data-diagnosis"
@@ -1426,7 +1417,7 @@ cases = [
     ],
     [
         "different rows, of those read in a step",
-        *("{1} of {0}".format(*rows_read[f"{kind}_loader"]) for kind in ("patient", "cured")),
+        *("{1} of {0}".format(*rows_of_a_step(f)) for f in (patient_loader, cured_loader)),
     ],
     ["share of the model in the file", *(f"{saved_shares[f'{kind}_save']:.0%}" for kind in ("patient", "cured"))],
 ]
