@@ -35,10 +35,10 @@ def ranks(backend: str | None = None, *, device: str | None = None) -> Iterator[
         torch.cuda.set_device(device)
     _write_whole_lines()
     distributed.init_process_group(backend)
-    try:
-        yield device
-    finally:
-        distributed.destroy_process_group()
+    yield device
+    # A rank that fails stays joined until its process ends. Left at once, the others would fail of that before it could
+    # write down why it did.
+    distributed.destroy_process_group()
 
 
 def device_of_ranks(name: str | None, count: int) -> torch.device:

@@ -87,7 +87,7 @@ class SharedSteps:
 class Outcome:
     """What a rank saw.
 
-    losses: nats per target, of all ranks, step by step. seconds: of a step, the median. sent: bytes that went over this
+    losses: nats per target, of all ranks, step by step. seconds: of each step. sent: bytes that went over this
     machine's loopback in a step, whoever sent them (None where it is not counted, as between GPUs). weights,
     gradients, optimizer: bytes of them that lie on this rank. memory: the most that its process has held, in bytes.
     """
@@ -95,7 +95,7 @@ class Outcome:
     rank: int
     world: int
     losses: list[float]
-    seconds: float
+    seconds: list[float]
     sent: float | None
     weights: int
     gradients: int
@@ -149,7 +149,7 @@ def _run(steps: SharedSteps, model: LanguageModel, engine: Engine) -> Outcome:
     optimizer = make_optimizer(model) if steps.optimizer == "adamw" else torch.optim.SGD(model.parameters(), lr=0.0)
     last = _Gradients(optimizer)
     engine.wait()
-    before, losses, seconds = _on_loopback(), [], []
+    before, losses, seconds = bytes_on_loopback(), [], []
     rows = train(
         model, steps.batches(), steps=steps.steps, rate=RATE[steps.optimizer], optimizer=last,
         accumulate=steps.accumulate, dtype=torch.float32, engine=engine,
@@ -158,10 +158,10 @@ def _run(steps: SharedSteps, model: LanguageModel, engine: Engine) -> Outcome:
         losses.append(row.loss)
         seconds.append(row.seconds)
     engine.wait()
-    sent = None if before is None or pick_device().type != "cpu" else (_on_loopback() - before) / steps.steps
+    sent = None if before is None or pick_device().type != "cpu" else (bytes_on_loopback() - before) / steps.steps
     moments = chain.from_iterable(state.values() for state in optimizer.state.values())
     return Outcome(
-        engine.rank, engine.world, losses, sorted(seconds)[len(seconds) // 2], sent,
+        engine.rank, engine.world, losses, seconds, sent,
         _bytes(model.parameters()), last.bytes, _bytes(t for t in moments if isinstance(t, Tensor) and t.dim()),
         peak_memory(pick_device()),
     )  # fmt: skip
@@ -192,7 +192,7 @@ def _bytes(tensors: Iterator[Tensor]) -> int:
     return sum(t.numel() * t.element_size() for t in local)
 
 
-def _on_loopback() -> int | None:
+def bytes_on_loopback() -> int | None:
     """Bytes that this machine has sent to itself since it was started, as the system counts them."""
     counters = psutil.net_io_counters(pernic=True)
     return next((c.bytes_sent for name, c in counters.items() if name.lower().startswith("lo")), None)
