@@ -5,6 +5,7 @@ A checkpoint is a folder `step_N` that is whole or absent: the model's own files
 what the run is about, and the SHA-256 of every other file and of itself.
 """
 
+import contextlib
 import hashlib
 import io
 import json
@@ -13,14 +14,22 @@ import pickle
 import random
 import re
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 import torch
 
-from course_lib.files import read_text, remove_folder, remove_leftovers, write_folder
+from course_lib.files import (
+    check_plain_names,
+    new_folder,
+    plain_files,
+    read_text,
+    remove_folder,
+    remove_leftovers,
+    sha256_of,
+)
 
 MANIFEST, STATE = "checkpoint.json", "state.pt"
 KEYS, OWN_HASH = {"step", "score", "pinned", "about", "files"}, "sha256"  # of the manifest
@@ -71,23 +80,38 @@ class Checkpoints:
         JSON can say.
 
         Raises OSError naming the checkpoint that is left where the disk is full or read-only; ValueError for a state
-        that could not be read back, or a score that is not finite.
+        that could not be read back, a score that is not finite, or a name that is no plain file name or a checkpoint's
+        own.
+        """
+        check_plain_names(files)
+        _check_not_own(files)
+        with self.filling(step, state, about=about, score=score, pinned=pinned) as folder:
+            for name, content in files.items():
+                (folder / name).write_bytes(content)
+        return self._path(step)
+
+    @contextlib.contextmanager
+    def filling(
+        self, step: int, state: Mapping, *, about: Mapping, score: float | None = None, pinned: bool = False
+    ) -> Iterator[Path]:
+        """A folder to put a checkpoint's files into; otherwise as `save`, which puts in those that it is handed.
+
+        Raises what `save` raises, for names when the block ends; there is no checkpoint of this step then.
         """
         if score is not None and not math.isfinite(score):
             raise ValueError(f"score is {score}: give a finite held-out loss, or None where it was not measured")
-        contents = {**files, STATE: _state_bytes(state)}
-        manifest = {
-            "step": step,
-            "score": score,
-            "pinned": pinned,
-            "about": dict(about),
-            "files": {name: _sha256(content) for name, content in contents.items()},
-        }
-        manifest = json.loads(json.dumps(manifest))  # as it will be read back
-        contents[MANIFEST] = json.dumps(manifest | {OWN_HASH: _hash_of_manifest(manifest)}, indent=2)
+        facts, written = {"step": step, "score": score, "pinned": pinned, "about": dict(about)}, _state_bytes(state)
+        json.dumps(facts)  # refuses what cannot be written before anything is
         try:
             remove_leftovers(self.folder)
-            folder = write_folder(self._path(step), contents)
+            with new_folder(self._path(step)) as folder:
+                yield folder
+                _check_not_own(path.name for path in folder.iterdir())
+                (folder / STATE).write_bytes(written)
+                files = {path.name: sha256_of(path) for path in plain_files(folder)}
+                manifest = json.loads(json.dumps(facts | {"files": files}))  # as it will be read back
+                whole = manifest | {OWN_HASH: _hash_of_manifest(manifest)}
+                (folder / MANIFEST).write_text(json.dumps(whole, indent=2), "utf-8")
         except OSError as error:
             left = f"step {self.steps()[-1]} is the last good one" if self.steps() else "none was written before"
             raise OSError(
@@ -97,7 +121,6 @@ class Checkpoints:
                 str(self.folder),
             ) from None
         self._prune(step)
-        return folder
 
     def steps(self) -> list[int]:
         """The steps of all checkpoints, whole or damaged, in order."""
@@ -196,6 +219,11 @@ def restore_random_states(states: Mapping) -> None:
         torch.cuda.set_rng_state_all(states["cuda"])
     if "mps" in states and torch.backends.mps.is_available():
         torch.mps.set_rng_state(states["mps"])
+
+
+def _check_not_own(names: Iterable[str]) -> None:
+    if taken := [name for name in names if name in (MANIFEST, STATE)]:
+        raise ValueError(f"{taken[0]!r} is what a checkpoint calls a file of its own: give the file another name")
 
 
 def _manifest(folder: Path) -> dict:

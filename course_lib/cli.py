@@ -13,6 +13,7 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import Any
 
 from course_lib import __version__
 
@@ -22,7 +23,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
     Errors that the library raises on purpose, and those of the disk, become one line, not a traceback.
     """
-    options = _parser().parse_args(arguments)
+    given = sys.argv[1:] if arguments is None else list(arguments)
+    options = _parser().parse_args(given)
+    options.given = given
     try:
         return options.run(options)
     except (ValueError, FileNotFoundError, FloatingPointError, OSError) as error:
@@ -89,6 +92,8 @@ def _add_pretrain(commands: argparse._SubParsersAction) -> None:
     pretrain.add_argument("--seed", type=_count, help="of initialisation, order and corruption (default: 0)")
     pretrain.add_argument("--save-every", type=_count, metavar="STEPS", help="steps between checkpoints")
     pretrain.add_argument("--keep", type=_count, default=2, metavar="N", help="how many of the last checkpoints stay")
+    pretrain.add_argument("--ranks", type=_count, metavar="N", help="train on N processes of this machine")
+    pretrain.add_argument("--engine", help="how ranks share the model: ddp, each has all of it, or fsdp, each a part")
     pretrain.set_defaults(run=_pretrain)
 
 
@@ -165,6 +170,10 @@ def _pretrain(options: argparse.Namespace) -> int:
 
     changes = {name: value for name in _PRETRAIN_OPTIONS if (value := getattr(options, name)) is not None}
     run = runs.recipe(options.recipe, **changes)
+    if "RANK" in os.environ or options.ranks is not None:
+        return _pretrain_on_ranks(options, run)
+    if options.engine:
+        raise ValueError(f"engine is {options.engine!r}: it is for ranks: give --ranks N too, or start with torchrun")
     began = time.perf_counter()
     with _interrupt_noted() as interrupted:
         records = runs.pretrain(
@@ -181,6 +190,28 @@ def _pretrain(options: argparse.Namespace) -> int:
         print("Go on with the same command and --resume.")
         return 130
     print(runs.report(run, options.out, len(done), time.perf_counter() - began))
+    return 0
+
+
+def _pretrain_on_ranks(options: argparse.Namespace, run: Any) -> int:
+    """Be a rank where torchrun says so, and start ranks otherwise."""
+    try:
+        from course_lib.runs import ranks
+    except RuntimeError as error:  # this torch has no ranks
+        raise ValueError(error) from None
+    from torch.distributed.elastic.multiprocessing.errors import record
+
+    how = {"engine": options.engine or "ddp", "resume": options.resume}
+    if "RANK" in os.environ:
+        as_rank = record(ranks.pretrain_as_rank)  # leaves its traceback to torchrun
+        as_rank(run, options.out, keep=options.keep, device=options.device, **how)
+        return 0
+    ranks.check(run, options.out, count=options.ranks, device=options.device, **how)
+    try:
+        ranks.pretrain_on_ranks(options.given, count=options.ranks)
+    except RuntimeError as error:
+        print(f"course pretrain: {error}", file=sys.stderr)
+        return 1
     return 0
 
 

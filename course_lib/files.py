@@ -1,10 +1,11 @@
 """Files that are either whole or absent, and their fingerprints: the only module that renames and fsyncs."""
 
+import contextlib
 import hashlib
 import os
 import shutil
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import BinaryIO
 
@@ -34,25 +35,59 @@ def write_atomically(path: Path | str, content: bytes | str) -> Path:
 
 
 def write_folder(path: Path | str, contents: Mapping[str, bytes | str]) -> Path:
-    """Write a folder of files that is whole or absent: its files are flushed to the disk beside it, then it is renamed
-    into place, where an older folder of that name gives way. Names in `contents` are plain file names.
+    """Write a folder of files that is whole or absent. Names in `contents` are plain file names.
 
-    A crash leaves at most a hidden folder that ends in .partial; `remove_leftovers` takes it away.
     Raises ValueError for a name that is no plain file name.
 
     >>> folder = write_folder(Path(tempfile.mkdtemp()) / "step_1", {"note.txt": "whole"})
     >>> [file.name for file in folder.iterdir()]
     ['note.txt']
     """
-    path = Path(path)
-    if wrong := [name for name in contents if Path(name).name != name or name in ("", "..")]:
+    check_plain_names(contents)
+    with new_folder(path) as folder:
+        for name, content in contents.items():
+            (folder / name).write_bytes(content.encode() if isinstance(content, str) else content)
+    return Path(path)
+
+
+def check_plain_names(names: Iterable[str]) -> None:
+    """Raises ValueError for a name that leads into another folder."""
+    if wrong := [name for name in names if Path(name).name != name or name in ("", "..")]:
         raise ValueError(f"{wrong[0]!r} is no plain file name: a folder is written without folders in it")
+
+
+def plain_files(folder: Path) -> list[Path]:
+    """The files of a folder by name.
+
+    Raises ValueError where a folder lies in it.
+    """
+    paths = sorted(folder.iterdir())
+    if inner := [path.name for path in paths if path.is_dir()]:
+        raise ValueError(f"there is a folder {inner[0]!r} among the files: a folder is written without folders in it")
+    return paths
+
+
+@contextlib.contextmanager
+def new_folder(path: Path | str) -> Iterator[Path]:
+    """A folder to be filled with files inside the block, and whole or absent in the end: it lies beside `path`, its
+    files are flushed to the disk, then it is renamed into place, where an older folder of that name gives way.
+
+    A crash leaves at most a hidden folder that ends in .partial; `remove_leftovers` takes it away.
+    Raises ValueError where a folder was put among the files, for it would not be flushed; nothing is written then.
+
+    >>> with new_folder(Path(tempfile.mkdtemp()) / "step_1") as folder:
+    ...     _ = (folder / "note.txt").write_text("whole")
+    >>> folder.exists()  # it has been renamed
+    False
+    """
+    path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(dir=path.parent, prefix=f".{path.name}.", suffix=".partial"))
     try:
-        for name, content in contents.items():
-            with (temporary / name).open("wb") as file:
-                _write_through(file, content.encode() if isinstance(content, str) else content)
+        yield temporary
+        for file in plain_files(temporary):
+            with file.open("rb+") as written:
+                os.fsync(written.fileno())
         temporary.chmod(0o755)
         _sync_folder(temporary)
         remove_folder(path)
@@ -61,7 +96,6 @@ def write_folder(path: Path | str, contents: Mapping[str, bytes | str]) -> Path:
         shutil.rmtree(temporary, ignore_errors=True)
         raise
     _sync_folder(path.parent)
-    return path
 
 
 def remove_folder(path: Path | str) -> None:

@@ -49,6 +49,17 @@ class Batch:
         present = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
         return replace(self, **{name: tensor.to(device) for name, tensor in present.items()})
 
+    def rows(self, which: slice) -> "Batch":
+        """Some rows of the batch; what is the same for all rows stays.
+
+        >>> from course_lib.vocabulary import Vocabulary
+        >>> causal(torch.tensor([[5, 6], [7, 8], [9, 5]]), Vocabulary(10)).rows(slice(0, None, 2)).input_ids_BT.tolist()
+        [[5, 6], [9, 5]]
+        """
+        present = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) is not None}
+        n_rows = len(self.input_ids_BT)
+        return replace(self, **{name: t[which] for name, t in present.items() if len(t) == n_rows})
+
 
 def causal(input_ids_BT: Tensor, vocabulary: Vocabulary, *, document_ids_BT: Tensor | None = None) -> Batch:
     """Predict each token from those before it. With `document_ids_BT`, from those of its own document only.

@@ -34,12 +34,15 @@ class MuonAndAdamW:
     under one rate: Muon's steps are scaled to the size of AdamW's (section 2.2 there).
 
     Muon orthogonalises the step of a matrix, so that no direction of it is trained at the expense of the others.
-    Raises ValueError where torch is older than 2.9, which brought Muon.
+    Raises ValueError where torch is older than 2.9, which brought Muon, or where the model is cut into parts: a part of
+    a matrix cannot be made orthogonal alone.
     """
 
     def __init__(self, model: nn.Module, *, weight_decay: float, betas: tuple[float, float]) -> None:
         if not hasattr(torch.optim, "Muon"):
             raise ValueError(f"torch {torch.__version__} has no Muon: install 2.9 or newer, or take 'adamw'")
+        if any(hasattr(p, "full_tensor") for p in model.parameters()):
+            raise ValueError("Muon needs whole matrices, and the model is sharded: take 'adamw', or the engine 'ddp'")
         tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
         inner = [p for p in model.parameters() if p.requires_grad and p.dim() == 2 and id(p) not in tables]
         chosen = {id(p) for p in inner}

@@ -1,14 +1,16 @@
 """One training step, and a loop that yields records: the caller prints, plots, saves and stops as it likes.
 
 The loss of a step is summed over all its targets and divided once by their number, however the step is cut into
-micro-batches.    Axes: N a target, V the vocabulary.
+micro-batches and over processes.    Axes: N a target, V the vocabulary.
 """
 
+import contextlib
 import itertools
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +19,7 @@ from tqdm.auto import tqdm
 from course_lib.model import LanguageModel, evaluating
 from course_lib.objectives import Batch
 from course_lib.optimizers import Optimizer, make_optimizer
+from course_lib.precision import LossScale
 from course_lib.runtime import autocast, peak_memory, pick_device
 from course_lib.vocabulary import IGNORE_INDEX
 
@@ -30,7 +33,8 @@ class StepRecord:
     loss: nats per target, before the update. tokens: read by the model so far, padding and special tokens included.
     gradient_norm: before clipping. seconds: this step's duration, data preparation excluded. memory: the most that the
     process has held so far, in bytes (on cuda, that the device has). held_out: nats per target on text that the model
-    is not trained on, after the update, where it was measured.
+    is not trained on, after the update, where it was measured. scale: of the loss, where it is scaled; the step was
+    left out if its gradient_norm is not finite.
     """
 
     step: int
@@ -43,6 +47,7 @@ class StepRecord:
     tokens_per_second: float = math.nan
     memory: int = 0
     held_out: float | None = None
+    scale: float | None = None
 
 
 class _SummedCrossEntropy(torch.autograd.Function):
@@ -100,6 +105,74 @@ def batch_loss(model: LanguageModel, batch: Batch) -> tuple[Tensor, int]:
     return token_loss(model.target_logits(batch), batch.labels_BL[batch.is_target_BL])
 
 
+class Engine(Protocol):
+    """How the processes that share a step work together; `course_lib.parallel` has those for more than one.
+
+    rank, world: which process this is, and of how many.
+    """
+
+    rank: int
+    world: int
+
+    def share(self, batch: Batch) -> Batch:
+        """The rows of a batch that are this process's. May raise ValueError, where there are none; no process trains
+        on the batch then."""
+
+    def total(self, value: float) -> float:
+        """The sum of what all processes hand in."""
+
+    def agreed(self, value: Any) -> Any:
+        """What process 0 hands in, in all of them."""
+
+    def wait(self) -> None:
+        """Until all processes are here."""
+
+    def loss(self, model: LanguageModel, batch: Batch) -> Tensor:
+        """The summed loss of this process's rows."""
+
+    def accumulating(self, model: LanguageModel, *, is_last: bool) -> contextlib.AbstractContextManager:
+        """Around a micro-batch: the gradients of all processes come together in the last one alone."""
+
+    def forget(self, model: LanguageModel) -> None:
+        """Drop the gradients of an interrupted step, where zero_grad does not see them."""
+
+    def clip(self, model: LanguageModel, limit: float) -> float:
+        """Scale the gradients down to a norm of at most `limit`; the norm that they had."""
+
+
+class OneProcess:
+    """An engine of one process, this one."""
+
+    rank, world = 0, 1
+
+    def share(self, batch: Batch) -> Batch:
+        return batch
+
+    def total(self, value: float) -> float:
+        return value
+
+    def agreed(self, value: Any) -> Any:
+        return value
+
+    def wait(self) -> None:
+        pass
+
+    def loss(self, model: LanguageModel, batch: Batch) -> Tensor:
+        return batch_loss(model, batch)[0]
+
+    def accumulating(self, model: LanguageModel, *, is_last: bool) -> contextlib.AbstractContextManager:
+        return contextlib.nullcontext()
+
+    def forget(self, model: LanguageModel) -> None:
+        pass
+
+    def clip(self, model: LanguageModel, limit: float) -> float:
+        return nn.utils.clip_grad_norm_(model.parameters(), limit).item()
+
+
+ALONE = OneProcess()
+
+
 def step(
     model: LanguageModel,
     optimizer: Optimizer,
@@ -108,13 +181,16 @@ def step(
     rate: float,
     clip: float = 1.0,
     dtype: torch.dtype | None = None,
+    scale: LossScale | None = None,
+    engine: Engine = ALONE,
 ) -> tuple[float, int, float]:
     """One update from one batch or several: loss in nats per target, number of targets, norm of the gradient.
 
     clip: the largest norm of the gradient that is not scaled down. dtype: what autocast computes in (default: what
-    pays on the model's device).
-    Raises ValueError without a target, or for a rate or clip that is none; FloatingPointError where loss or gradient is
-    not finite. No weight has changed then.
+    pays on the model's device). scale: of the loss, which fp16 needs; a gradient that is not finite leaves the step out
+    then, and lowers it. engine: of the processes that share the step; each is handed the same batches.
+    Raises ValueError without a target, for a rate or clip that is none, or what `engine.share` raises;
+    FloatingPointError where loss or gradient is not finite. No weight has changed then.
     """
     if not 0.0 <= rate < math.inf:
         raise ValueError(f"rate is {rate}: give a learning rate of at least 0, such as 1e-3")
@@ -123,23 +199,54 @@ def step(
     targets = sum(int(batch.is_target_BL.sum()) for batch in micro_batches)
     if targets == 0:
         raise ValueError("the batch has no target: raise the share of tokens to be predicted, or give longer rows")
-    device = next(model.parameters()).device
     optimizer.zero_grad()  # what an interrupted step has left
-    loss = 0.0
-    for batch in micro_batches:
-        with autocast(device, dtype):
-            total, _ = batch_loss(model, batch.to(device))
-        (total / targets).backward()
-        loss += total.item() / targets
-    norm = nn.utils.clip_grad_norm_(model.parameters(), clip).item()
-    if not (math.isfinite(loss) and math.isfinite(norm)):
+    engine.forget(model)
+    times = 1.0 if scale is None else scale.scale
+    loss = _backward(model, micro_batches, engine, dtype, times=times * engine.world, targets=targets)
+    norm = _unscaled_and_clipped(model, times, clip, engine)
+    is_finite = math.isfinite(norm)
+    if scale is not None:
+        scale.update(is_finite)
+    if not math.isfinite(loss) or not (is_finite or scale is not None):
         optimizer.zero_grad()
         raise FloatingPointError(f"loss {loss} with gradient norm {norm}: lower the rate or look at the batch")
+    if not is_finite:
+        optimizer.zero_grad()
+        return loss, targets, norm
     for group in optimizer.param_groups:
         group["lr"] = rate
     optimizer.step()
     optimizer.zero_grad()
     return loss, targets, norm
+
+
+def _backward(
+    model: LanguageModel,
+    micro_batches: Sequence[Batch],
+    engine: Engine,
+    dtype: torch.dtype | None,
+    *,
+    times: float,
+    targets: int,
+) -> float:
+    """Gradients of `times` the loss in nats per target, and that loss, over all processes."""
+    device, loss = next(model.parameters()).device, 0.0
+    for number, batch in enumerate(micro_batches, 1):
+        with engine.accumulating(model, is_last=number == len(micro_batches)):
+            with autocast(device, dtype):
+                total = engine.loss(model, engine.share(batch).to(device))
+            (total * times / targets).backward()
+        loss += total.item() / targets
+    return engine.total(loss)
+
+
+def _unscaled_and_clipped(model: LanguageModel, times: float, clip: float, engine: Engine) -> float:
+    """Divide the gradients by the scale of the loss, then clip them: the other way round, the limit is another."""
+    if times != 1:
+        for parameter in model.parameters():
+            if parameter.grad is not None:
+                parameter.grad /= times
+    return engine.clip(model, clip)
 
 
 def train(
@@ -154,14 +261,17 @@ def train(
     accumulate: int = 1,
     clip: float = 1.0,
     dtype: torch.dtype | None = None,
+    scale: LossScale | None = None,
+    engine: Engine = ALONE,
     validate: Callable[[], float] | None = None,
     validate_every: int = 100,
 ) -> Iterator[StepRecord]:
     """Train for `steps` steps and yield a record after each; stopping early is leaving the loop.
 
     batches: `accumulate` of them a step, in order. rate: a number, or a function of the step counted from 0. start,
-    tokens: what has been done already, where a run goes on. validate: measures the held-out loss, after every
-    `validate_every`th step counted from the run's beginning.
+    tokens: what has been done already, where a run goes on. dtype, scale, engine: as in `step`; computing in fp16
+    takes a LossScale where none is given. validate: measures the held-out loss, after every `validate_every`th step
+    counted from the run's beginning.
     Raises ValueError for fewer than 1 step or batch, or where the batches end before the steps; FloatingPointError
     naming the step (counted from 1, as in the records) where the loss is not finite: no weight has changed in it.
     """
@@ -171,6 +281,8 @@ def train(
     model.train()
     optimizer = optimizer or make_optimizer(model)
     coming = iter(batches)
+    if dtype == torch.float16:
+        scale = scale or LossScale()
     device = next(model.parameters()).device
     for number in range(start, start + steps):
         micro_batches = list(itertools.islice(coming, accumulate))
@@ -181,7 +293,10 @@ def train(
         began = time.perf_counter()
         now = rate(number) if callable(rate) else rate
         try:
-            loss, targets, norm = step(model, optimizer, micro_batches, rate=now, clip=clip, dtype=dtype)
+            times = None if scale is None else scale.scale
+            loss, targets, norm = step(
+                model, optimizer, micro_batches, rate=now, clip=clip, dtype=dtype, scale=scale, engine=engine
+            )
         except FloatingPointError as error:
             raise FloatingPointError(f"step {number + 1}: {error}") from None
         seconds = time.perf_counter() - began
@@ -189,7 +304,7 @@ def train(
         tokens += read
         held_out = validate() if validate and (number + 1) % validate_every == 0 else None
         yield StepRecord(
-            number + 1, tokens, targets, loss, now, norm, seconds, read / seconds, peak_memory(device), held_out
+            number + 1, tokens, targets, loss, now, norm, seconds, read / seconds, peak_memory(device), held_out, times
         )
 
 
@@ -239,8 +354,10 @@ def with_progress(records: Iterable[StepRecord], total: int) -> Iterator[StepRec
             yield record
 
 
-def held_out_loss(model: LanguageModel, batches: Iterable[Batch], *, dtype: torch.dtype | None = None) -> float:
-    """Nats per target over batches that the model is not trained on.
+def held_out_loss(
+    model: LanguageModel, batches: Iterable[Batch], *, dtype: torch.dtype | None = None, engine: Engine = ALONE
+) -> float:
+    """Nats per target over batches that the model is not trained on. engine: as in `step`.
 
     Raises ValueError without a target.
     """
@@ -248,11 +365,11 @@ def held_out_loss(model: LanguageModel, batches: Iterable[Batch], *, dtype: torc
     loss, targets = 0.0, 0
     with evaluating(model), torch.no_grad(), autocast(device, dtype):
         for batch in batches:
-            total, count = batch_loss(model, batch.to(device))
-            loss, targets = loss + total.item(), targets + count
+            loss += engine.loss(model, engine.share(batch).to(device)).item()
+            targets += int(batch.is_target_BL.sum())
     if targets == 0:
         raise ValueError("the batches have no target: give batches with something to predict")
-    return loss / targets
+    return engine.total(loss) / targets
 
 
 def new_model(

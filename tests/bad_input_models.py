@@ -9,6 +9,7 @@ import torch
 from safetensors.torch import save_file
 from tiny import CONFIG, corrupted, dataset, packed, tiny
 
+from course_lib.architectures import architecture
 from course_lib.checkpoint import Checkpoints
 from course_lib.data import Packed, Review, course_tokenizer
 from course_lib.evaluation import (
@@ -23,10 +24,12 @@ from course_lib.files import write_folder
 from course_lib.layers import attend
 from course_lib.model import Decoder, Encoder
 from course_lib.optimizers import make_optimizer
+from course_lib.parallel import make_engine, torchrun
 from course_lib.pretrained import load_model, save_model
 from course_lib.records import Record
 from course_lib.runs import Laboratory, record, record_objectives
 from course_lib.runs.pretraining import pretrain
+from course_lib.runs.ranks import check
 from course_lib.runs.recipes import Pretraining
 from course_lib.schedules import Schedule
 from course_lib.training import EarlyStopping, held_out_loss, new_model, step, token_loss, train
@@ -113,6 +116,16 @@ def schedule(**changes):
 def pretrained(*, resume=False, **changes):
     """A run's first row, in a folder that must not be there afterwards."""
     return lambda folder: next(pretrain(Pretraining(**changes), folder / "out", resume=resume, device="cpu"))
+
+
+def saved_file(name):
+    return lambda folder: Checkpoints(folder / "out").save(1, {name: b""}, {}, about={})
+
+
+def ranks_of(**changes):
+    """The look at a run before its ranks are started."""
+    how = {"count": 2, "engine": "ddp", "resume": False, "device": "cpu"}
+    return lambda folder: check(Pretraining(), folder / "out", **(how | changes))
 
 
 def saved_state(**state):
@@ -243,6 +256,12 @@ REFUSED_MODELS = [
     # folders, checkpoints, pre-training
     ("folder in a folder", lambda folder: write_folder(folder / "out", {"a/b": ""}), "'a/b' is no plain file name"),
     ("no checkpoint to stay", lambda folder: Checkpoints(folder / "out", 0), "keep is 0: the last checkpoint at least"),
+    ("checkpoint's file elsewhere", saved_file("../x"), "'../x' is no plain file name"),
+    (
+        "file called as a checkpoint's",
+        saved_file("state.pt"),
+        ("'state.pt' is what a checkpoint calls", "another name"),
+    ),
     ("state with an object", saved_state(who=Record), ("more than tensors and plain values", "leave that out")),
     ("state with a function", saved_state(who=lambda: 0), ("what cannot be written", "leave that out")),
     ("nothing to resume", pretrained(resume=True), "holds no checkpoint to go on from: start without --resume"),
@@ -250,6 +269,19 @@ REFUSED_MODELS = [
     ("pre-training with rows too long", pretrained(row_length=257), ("row_length 257 exceeds max_len 256", "shorten")),
     ("pre-training unknown", pretrained(objective="bert"), ("objective 'bert' is unknown", "causal, prefix")),
     ("pre-training on no file", pretrained(text="none.txt"), "none.txt"),
+    # ranks
+    ("no rank", lambda _: torchrun(["out.py"], ranks=0), "ranks is 0, restarts 0: start at least 1 rank"),
+    ("negative restarts", lambda _: torchrun(["out.py"], restarts=-1), "restart 0 times or more"),
+    ("unknown engine", lambda _: make_engine("zero", tiny("masked")), ("engine 'zero' is unknown", "ddp, fsdp")),
+    ("ranks of an unknown engine", ranks_of(engine="zero"), ("engine 'zero' is unknown", "ddp, fsdp")),
+    ("more ranks than rows", ranks_of(count=17), ("17 ranks share batches of 16", "no more than that")),
+    ("ranks on no device", ranks_of(device="tpu"), "device 'tpu' is unknown: choose one of cpu, cuda, mps"),
+    ("ranks with nothing to resume", ranks_of(resume=True), "holds no checkpoint to go on from: start without"),
+    (
+        "unknown architecture",
+        lambda _: architecture("GPT-5"),
+        ("architecture 'GPT-5' is unknown", "GPT-2, GPT-2 medium"),
+    ),
     # evaluation
     ("more successes than trials", lambda _: proportion_interval(3, 2), "3 successes in 2 trials"),
     ("share of no trial", lambda _: proportion_interval(0, 0), "at least 1 trial"),

@@ -4,10 +4,11 @@ from tiny import CONFIG
 from torch import nn
 
 from course_lib import peft
+from course_lib.architectures import ARCHITECTURES, architecture
 from course_lib.model import Decoder, TwoStream
 from course_lib.peft import Adapter, BitFit, LoRA, Prefix, apply
 from course_lib.peft.spectrum import spectrum
-from course_lib.planner import ARCHITECTURES, trained_parameters
+from course_lib.planner import Plan, trained_parameters
 
 SMALL = CONFIG.with_(vocab_size=50)
 
@@ -77,5 +78,20 @@ REFUSED_STRATEGIES = [
         "biases of Llama",
         lambda _: trained_parameters(ARCHITECTURES["Llama-2-7B"], BitFit()),
         "no parameter called bias",
+    ),
+    (
+        "architecture unknown",
+        lambda _: architecture("GPT-5"),
+        ("architecture 'GPT-5' is unknown", "BERT-base, BERT-large, GPT-2, ", "Llama-3-8B"),
+    ),
+    (
+        "plan in an unknown precision",
+        lambda _: Plan(ARCHITECTURES["GPT-2"], peft.Full(), "fp7", 1, 8),
+        ("precision 'fp7' is unknown", "'bf16 mixed'", "Bytes("),
+    ),
+    (
+        "plan longer than the model",
+        lambda _: Plan(ARCHITECTURES["GPT-2"], Prefix(8, None), "fp32", 1, 1020),
+        "length 1020 behind a prefix of 8 exceeds the model's 1024 positions",
     ),
 ]

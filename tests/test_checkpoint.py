@@ -281,6 +281,33 @@ def test_leftovers_of_a_killed_save_are_removed_by_the_next(three, some_files):
     assert sorted(os.listdir(three.folder)) == ["step_20", "step_30", "step_50"]
 
 
+def fill(checkpoints, step, *, stop=False):
+    with checkpoints.filling(step, {"moments": torch.ones(5)}, about=ABOUT, score=1.0) as folder:
+        (folder / "part_0").write_bytes(b"by one")
+        if stop:
+            raise KeyboardInterrupt
+        (folder / ".hidden").write_bytes(b"by another")
+
+
+def test_what_others_put_into_a_checkpoint_has_a_fingerprint_too(three):
+    fill(three, 40)
+    assert three.best().step == 40
+    assert set(os.listdir(three.folder / "step_40")) == {"part_0", ".hidden", "state.pt", "checkpoint.json"}
+    for name in ("part_0", ".hidden"):
+        (three.folder / "step_40" / name).write_bytes(b"other")
+        with pytest.raises(ValueError, match=f"{name} is damaged"):
+            three.load(40)
+        fill(three, 40)
+
+
+def test_a_checkpoint_that_is_interrupted_while_it_is_filled_is_absent_and_costs_none(three):
+    with pytest.raises(KeyboardInterrupt):
+        fill(three, 40, stop=True)
+    assert sorted(os.listdir(three.folder)) == ["step_10", "step_20", "step_30"]
+    fill(three, 40)
+    assert three.steps() == [20, 30, 40]  # the control
+
+
 @pytest.mark.parametrize("keep", [0, -1])
 def test_to_keep_none_is_refused(tmp_path, keep):
     with pytest.raises(ValueError, match=f"keep is {keep}: the last checkpoint at least must stay"):
@@ -439,3 +466,37 @@ def test_every_setting_that_differs_is_named_with_both_values():
         check_same(ABOUT, ABOUT | {"text": "mine.txt"})
     with pytest.raises(ValueError, match="begun with seed 0, not None"):
         check_same(ABOUT, {k: v for k, v in ABOUT.items() if k != "seed"})
+
+
+# ---------------------------------------------------------------- names of files
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("../x", "'../x' is no plain file name"),
+        ("a/b", "'a/b' is no plain file name"),
+        ("/x", "'/x' is no plain file name"),
+        ("state.pt", "'state.pt' is what a checkpoint calls a file of its own: give the file another name"),
+        ("checkpoint.json", "'checkpoint.json' is what a checkpoint calls a file of its own"),
+    ],
+)
+def test_a_file_that_would_lie_elsewhere_or_take_the_place_of_a_checkpoints_own_is_refused(name, words, three):
+    before = sorted(path.relative_to(three.folder.parent) for path in three.folder.parent.rglob("*"))
+    with pytest.raises(ValueError, match=words):
+        three.save(40, {"fine": b"x", name: b"y"}, {}, about=ABOUT)
+    assert sorted(path.relative_to(three.folder.parent) for path in three.folder.parent.rglob("*")) == before
+
+
+@pytest.mark.parametrize(
+    ("put", "words"),
+    [
+        (lambda folder: (folder / "state.pt").write_bytes(b"y"), "'state.pt' is what a checkpoint calls"),
+        (lambda folder: (folder / "checkpoint.json").write_bytes(b"y"), "'checkpoint.json' is what a checkpoint calls"),
+        (lambda folder: (folder / "inner").mkdir(), "there is a folder 'inner' among the files"),
+    ],
+)
+def test_so_is_what_is_put_into_the_folder_by_hand(put, words, three):
+    with pytest.raises(ValueError, match=words), three.filling(40, {}, about=ABOUT) as folder:
+        put(folder)
+    assert sorted(os.listdir(three.folder)) == ["step_10", "step_20", "step_30"]

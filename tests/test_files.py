@@ -11,6 +11,7 @@ import pytest
 from course_lib import files
 from course_lib.files import (
     append_line,
+    new_folder,
     read_text,
     remove_folder,
     remove_leftovers,
@@ -232,12 +233,12 @@ for n in itertools.count():
 """
 
 
-def whole_folders_after_kills(tmp_path, writer, times) -> list[bool]:
+def whole_folders_after_kills(tmp_path, writer, times, program=FOLDER_WRITER) -> list[bool]:
     """For each of several kills (SIGKILL on a POSIX system): is the folder absent, or four whole files of one kind?
     Between kills the leftovers are removed, and nothing but the folder is left."""
     path, started, whole = tmp_path / "step_1", tmp_path / "started", []
     for n in range(times):
-        argv = [sys.executable, "-c", FOLDER_WRITER, str(path), str(files.__file__).rsplit("course_lib", 1)[0], writer]
+        argv = [sys.executable, "-c", program, str(path), str(files.__file__).rsplit("course_lib", 1)[0], writer]
         with subprocess.Popen(argv) as process:
             while not started.exists():
                 time.sleep(0.002)
@@ -265,6 +266,76 @@ def test_the_check_above_refuses_a_naive_folder_writer(tmp_path):
     assert not all(whole_folders_after_kills(tmp_path, "naive", 6))
 
 
+def filled(path, letter="n", *, stop_after=None):
+    """A new folder of three files, from within which an interrupt comes after so many of them."""
+    with new_folder(path) as folder:
+        for number, name in enumerate("abc"):
+            if number == stop_after:
+                raise KeyboardInterrupt
+            (folder / name).write_text(letter)
+
+
+@pytest.mark.parametrize("stop_after", [0, 1, 2])
+@pytest.mark.parametrize("is_there", [False, True])
+def test_a_folder_that_is_interrupted_while_it_is_filled_is_absent_or_the_old_one(tmp_path, is_there, stop_after):
+    path, old = tmp_path / "x" / "step_1", {"a": "old"}
+    if is_there:
+        write_folder(path, old)
+    with pytest.raises(KeyboardInterrupt):
+        filled(path, stop_after=stop_after)
+    assert os.listdir(path.parent) == (["step_1"] if is_there else [])
+    assert not is_there or contents_of(path) == old
+    filled(path)
+    assert contents_of(path) == dict.fromkeys("abc", "n")
+
+
+def test_what_is_being_filled_has_no_name_yet_and_lies_where_leftovers_are_looked_for(tmp_path):
+    """Beside the name, on the same disk, or it could not be renamed into place."""
+    with new_folder(tmp_path / "step_1") as folder:
+        (folder / "a").write_text("x")
+        assert folder.parent == tmp_path and not (tmp_path / "step_1").exists()
+        other = folder.name
+    assert os.listdir(tmp_path) == ["step_1"]
+    (tmp_path / other).mkdir()
+    remove_leftovers(tmp_path)
+    assert os.listdir(tmp_path) == ["step_1"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows cannot flush a folder")
+def test_files_that_others_wrote_into_it_are_on_the_disk_before_it_gets_its_name(tmp_path, monkeypatch):
+    events, fsync, replace = [], os.fsync, os.replace
+
+    def flush(descriptor):
+        events.append(os.stat(descriptor).st_ino)
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "fsync", flush)
+    monkeypatch.setattr(os, "replace", lambda *paths: (events.append("rename"), replace(*paths)))
+    filled(tmp_path / "step_1")
+    files = {path.stat().st_ino for path in (tmp_path / "step_1").iterdir()}
+    assert set(events[:3]) == files
+    assert events[3:] == [(tmp_path / "step_1").stat().st_ino, "rename", tmp_path.stat().st_ino]
+
+
+FILLER = """
+import itertools, sys, time
+from pathlib import Path
+sys.path.insert(0, sys.argv[2])
+from course_lib.files import new_folder
+path = Path(sys.argv[1])
+for n in itertools.count():
+    with new_folder(path) as folder:
+        for name in "abcd":
+            (folder / name).write_text(chr(97 + n % 26) * 300_000)
+            path.with_name("started").touch()
+"""
+
+
+@pytest.mark.slow
+def test_a_process_that_is_killed_while_it_fills_a_folder_leaves_a_whole_one_or_none(tmp_path):
+    assert all(whole_folders_after_kills(tmp_path, "ours", 6, program=FILLER))
+
+
 def test_a_folder_takes_the_place_of_an_older_one_and_nothing_of_that_is_left(tmp_path):
     write_folder(tmp_path / "x" / "step_1", {"a": "old", "b": "old"})
     assert write_folder(str(tmp_path / "x" / "step_1"), {"b": "été", "c": b"\x00\xff"}) == tmp_path / "x" / "step_1"
@@ -283,6 +354,16 @@ def test_others_may_read_the_folder(tmp_path):
 def test_a_name_that_leads_elsewhere_is_refused_before_anything_is_written(tmp_path, name):
     with pytest.raises(ValueError, match="is no plain file name"):
         write_folder(tmp_path / "step_1", {"fine": "x", name: "y"})
+    assert os.listdir(tmp_path) == []
+
+
+def test_a_folder_among_the_files_is_refused_and_nothing_is_left(tmp_path):
+    with (
+        pytest.raises(ValueError, match="there is a folder 'inner' among the files"),
+        new_folder(tmp_path / "step_1") as folder,
+    ):
+        (folder / "a").touch()
+        (folder / "inner").mkdir()
     assert os.listdir(tmp_path) == []
 
 

@@ -13,10 +13,10 @@ import course_lib
 
 LIBRARY = Path(course_lib.__file__).parent
 LAYERS = [
-    {"runtime", "files", "vocabulary", "masks", "spans", "schedules", "optimizers", "plots"},
+    {"runtime", "files", "vocabulary", "masks", "spans", "schedules", "optimizers", "precision", "plots"},
     {"records", "tokenizer", "layers", "objectives", "weights"},
     {"data", "model", "checkpoint"},
-    {"peft", "training", "generation", "evaluation", "pretrained"},
+    {"peft", "training", "generation", "evaluation", "pretrained", "architectures", "recomputation"},
     {"finetuning", "parallel", "planner"},
     {"runs", "lab"},
     {"widgets", "checks"},

@@ -5,6 +5,7 @@ import math
 import random
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import oracles
@@ -13,9 +14,12 @@ import torch
 from few import few
 from oracles import fits, same_distribution, within_binomial
 
-from course_lib import spans
+from course_lib import masks, spans
+from course_lib.layers import TransformerConfig
+from course_lib.model import MODEL_OF_OBJECTIVE
 from course_lib.objectives import Batch, causal, infilled, masked, permuted, prefix_lm, restore_spans, span_corrupted
 from course_lib.runtime import seeded
+from course_lib.training import batch_loss, new_model
 from course_lib.vocabulary import IGNORE_INDEX, Vocabulary
 
 PAD, UNK, BOS, EOS, CLS, SEP, MASK = range(7)
@@ -557,6 +561,66 @@ def test_a_batch_moves_whole_and_what_is_absent_stays_absent():
     assert {t.device.type for t in vars(batch).values() if t is not None} == {"meta"}
     assert batch.may_query_BQK is None
     assert draws(TEXT, permuted, 3).to("cpu").may_query_BQK is not None
+
+
+ROWS = {
+    "causal": causal(IDS_BT[:7, :24], VOCABULARY),
+    "masked": masked(IDS_BT[:7, :24], VOCABULARY, mask_prob=0.3, generator=seeded(1)),
+    "prefix": prefix_lm(IDS_BT[:7, :24], VOCABULARY, generator=seeded(1)),
+    "permuted": permuted(IDS_BT[:7, :24], VOCABULARY, generator=seeded(1)),
+    "span": span_corrupted(IDS_BT[:7, :24], VOCABULARY, generator=seeded(1)),
+    "infilled": infilled(IDS_BT[:7, :24], VOCABULARY, generator=seeded(1)),
+    "one mask for all rows": Batch(IDS_BT[:7, :24], IDS_BT[:7, :24], masks.causal(24)),
+    "one row of positions": replace(causal(IDS_BT[:7, :24], VOCABULARY), position_BT=torch.arange(3, 27)[None]),
+}
+CUTS = {
+    "of two ranks": [slice(0, None, 2), slice(1, None, 2)],
+    "of three ranks": [slice(number, None, 3) for number in range(3)],
+    "one after the other": [slice(0, 1), slice(1, 6), slice(6, None)],
+}
+
+
+def model_and_batch(name):
+    """In fp64, so that no order of summing shows."""
+    objective = name if name in MODEL_OF_OBJECTIVE else "causal"
+    positions = "learned" if MODEL_OF_OBJECTIVE[objective].__name__ == "Decoder" else "rotary"
+    config = TransformerConfig(SIZE, d_model=16, n_layers=1, n_heads=2, d_ff=32, max_len=32, positions=positions)
+    return new_model(MODEL_OF_OBJECTIVE[objective], config, device="cpu").double(), ROWS[name]
+
+
+def losses(name, parts):
+    model, batch = model_and_batch(name)
+    pairs = [batch_loss(model, batch.rows(which)) for which in parts]
+    return sum(total.item() for total, _ in pairs), sum(count for _, count in pairs)
+
+
+@pytest.mark.parametrize("cut", CUTS)
+@pytest.mark.parametrize("name", ROWS)
+def test_the_losses_of_a_batchs_rows_sum_to_that_of_the_batch(name, cut):
+    model, batch = model_and_batch(name)
+    total, count = batch_loss(model, batch)
+    summed, counted = losses(name, CUTS[cut])
+    assert counted == count == int(batch.is_target_BL.sum())
+    assert summed == pytest.approx(total.item(), rel=1e-6)
+    doubled, _ = losses(name, [*CUTS[cut], CUTS[cut][0]])  # the control: a row that two take
+    assert doubled > 1.05 * summed
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_each_row_keeps_all_that_is_its_own_and_what_is_for_all_stays(name):
+    batch = ROWS[name]
+    part = batch.rows(slice(1, None, 2))
+    for field, tensor in vars(batch).items():
+        if tensor is None:
+            assert getattr(part, field) is None
+        else:
+            assert torch.equal(getattr(part, field), tensor if len(tensor) == 1 else tensor[[1, 3, 5]])
+    assert len(batch.input_ids_BT) == 7  # that of the caller is as it was
+
+
+def test_one_row_is_a_batch_of_which_rows_can_be_taken():
+    one = causal(torch.tensor([[110, 111, 112]]), VOCABULARY)
+    assert torch.equal(one.rows(slice(0, None, 2)).may_attend_BQK, one.may_attend_BQK)
 
 
 @pytest.mark.parametrize(

@@ -62,6 +62,9 @@ FIGURES = {
     "histogram": lambda: plots.draw_histogram(
         {"span": [1, 2, 2, 3], "infilled": [0, 3, 5, 9]}, bins=5, references={"mean": 3}, xlabel="length"
     ),
+    "stacks": lambda: plots.draw_stacks(
+        {"full": {"weights": 4, "gradients": 4}, "frozen": {"weights": 4}}, references={"limit": 6}, xlabel="bytes"
+    ),
 }
 
 
@@ -79,7 +82,7 @@ def test_a_cut_figure_would_be_noticed():
     assert not edges_are_clear(figure)
 
 
-@pytest.mark.parametrize("name", ["bars", "curves", "histogram"])
+@pytest.mark.parametrize("name", ["bars", "curves", "histogram", "stacks"])
 def test_words_of_a_chart_do_not_overlap_and_stand_off_the_data(name):
     figure = FIGURES[name]()
     renderer = FigureCanvasAgg(figure).get_renderer()
@@ -93,6 +96,21 @@ def test_words_of_a_chart_do_not_overlap_and_stand_off_the_data(name):
     if legend := axes.get_legend():
         assert not legend.get_window_extent(renderer).overlaps(inside)
         assert not any(legend.get_window_extent(renderer).overlaps(box) for box in boxes)
+
+
+@pytest.mark.parametrize("draw", [
+    lambda flags: plots.draw_bars(["causal", "masked"], [40.0, 99.0], references=flags),
+    lambda flags: plots.draw_histogram({"span": range(100)}, references=flags),
+])  # fmt: skip
+@pytest.mark.parametrize("values", [(50, 52, 54), (54, 52, 50), (90, 92, 94), (60, 97, 98), (1, 2, 3), (5, 5, 97)])
+def test_no_line_of_a_reference_runs_through_the_name_of_another(draw, values):
+    figure = draw(dict(zip(("a long name", "chance", "the majority class"), values, strict=True)))
+    figure.draw(FigureCanvasAgg(figure).get_renderer())
+    flags = figure.axes[0].texts
+    lines = [flag.arrow_patch.get_window_extent() for flag in flags if getattr(flag, "arrow_patch", None)]
+    names = [flag.get_window_extent() for flag in flags if flag.get_text()]
+    assert len(lines) == 3
+    assert not any(name.shrunk(0.96, 0.8).overlaps(line) for name, line in itertools.product(names, lines))
 
 
 @pytest.mark.parametrize("values", [(9.0, 8.99, 8.98), (1.0, 1.01, 1.02), (5.0, 5.0, 5.0)])

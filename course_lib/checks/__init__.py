@@ -1,11 +1,14 @@
 """Checks of the exercises, by the exercise's name: each runs a learner's function and says what is right or wrong."""
 
+from course_lib.checks.efficiency import accumulate, bytes_of_rank, pick_loss_scale
 from course_lib.checks.finetuning import collate_reviews, leak_free_split, macro_f1, response_labels
 from course_lib.checks.objectives import corrupt_spans, mask_tokens, permutation_mask, shift_labels
 from course_lib.checks.strategies import count_trainable, lora_forward, merge_lora, pick_biases, prefix_attention
 from course_lib.checks.training import checkpoint_state, decay_groups, step_loss, training_step, warmup_cosine
 
 __all__ = [
+    "accumulate",
+    "bytes_of_rank",
     "checkpoint_state",
     "collate_reviews",
     "corrupt_spans",
@@ -18,6 +21,7 @@ __all__ = [
     "merge_lora",
     "permutation_mask",
     "pick_biases",
+    "pick_loss_scale",
     "prefix_attention",
     "response_labels",
     "shift_labels",

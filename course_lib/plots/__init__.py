@@ -18,6 +18,7 @@ from course_lib.plots.contributions import (
     paint_contributions,
 )
 from course_lib.plots.dots import draw_dots
+from course_lib.plots.stacks import draw_stacks, paint_stacks, stack_look, stacks_height
 from course_lib.plots.theme import (
     CYCLE,
     OBJECTIVE_COLOURS,
@@ -82,6 +83,7 @@ __all__ = [
     "draw_dots",
     "draw_histogram",
     "draw_shares",
+    "draw_stacks",
     "draw_token_rows",
     "draw_two_streams",
     "draw_visibilities",
@@ -94,6 +96,7 @@ __all__ = [
     "paint_contribution_scale",
     "paint_contributions",
     "paint_shares",
+    "paint_stacks",
     "paint_token_legend",
     "paint_tokens",
     "paint_visibility",
@@ -101,6 +104,8 @@ __all__ = [
     "png",
     "show",
     "spelled",
+    "stack_look",
+    "stacks_height",
     "text_width",
     "themed",
     "visible",

@@ -115,21 +115,33 @@ def draw_bars(
     axes.grid(axis="y", visible=False)
     for row, words in zip(y, written, strict=True):
         axes.annotate(words, (1, row), (8, 0), ("axes fraction", "data"), textcoords="offset points", va="center")
-    for level, (name, value) in enumerate(sorted(references.items(), key=lambda item: item[1])):
-        _flag(axes, value, name, 16.0 * level)
+    paint_flags(axes, references)
     return figure
 
 
-def _flag(axes: Axes, x: float, words: str, above: float) -> None:
-    """A dashed line through the axes at x, led up to words that stand `above` points over them."""
+def paint_flags(axes: Axes, references: Mapping[str, float]) -> None:
+    """A dashed line through the axes at each value, led up to its name above them: 16 points for each. The name stands
+    on the right where there is room, and no line runs through the name of another."""
     low, high = axes.get_xlim()
     room = axes.get_position().width * axes.figure.get_figwidth() * 72
-    is_late = (x - low) / (high - low) * room + text_width(words) + 8 > room
+    right, left = [], []  # (name, value), from the lowest name upwards
+    for name, value in sorted(references.items(), key=lambda item: -item[1]):
+        end = (value - low) / (high - low) * room + text_width(name) + 8
+        is_crossed = any((other - low) / (high - low) * room < end for _, other in left)
+        if end > room or is_crossed:
+            left.insert(0, (name, value))
+        else:
+            right.append((name, value))
+    for level, (name, value) in enumerate(right + left):
+        _flag(axes, value, name, 16.0 * level, is_left=(name, value) in left)
+
+
+def _flag(axes: Axes, x: float, words: str, above: float, *, is_left: bool) -> None:
     at = {"xycoords": ("data", "axes fraction"), "textcoords": "offset points", "annotation_clip": False}
     line = {"color": INK, "linestyle": "--", "linewidth": 1.3}
     axes.axvline(x, **line)
     axes.annotate("", (x, 1), (0, above + 14), arrowprops={"arrowstyle": "-", "shrinkA": 0, "shrinkB": 0, **line}, **at)
-    side, aside = ("right", -5) if is_late else ("left", 5)
+    side, aside = ("right", -5) if is_left else ("left", 5)
     axes.annotate(words, (x, 1), (aside, above + 1), ha=side, va="bottom", **at)
 
 
@@ -203,7 +215,7 @@ def draw_curves(
     for value in references.values():
         axes.axhline(value, color=INK, linestyle="--", linewidth=1.1)
     _name_at_right(axes, references)
-    _legend_at(axes, LEFT / wide, (below - 40) / high, ncols=columns, handles=entries)
+    legend_at(axes, LEFT / wide, (below - 40) / high, ncols=columns, handles=entries)
     return figure
 
 
@@ -247,13 +259,12 @@ def draw_histogram(
         style = {"facecolor": to_rgba(colour_of(name, n), 0.25), "edgecolor": colour_of(name, n), "label": name}
         axes.hist(values, bins=edges, histtype="stepfilled", linewidth=1.8, linestyle=DASHES[n % len(DASHES)], **style)
     axes.set(xlabel=xlabel, ylabel=ylabel)
-    for level, (name, value) in enumerate(sorted(references.items(), key=lambda item: item[1])):
-        _flag(axes, value, name, 16.0 * level)
-    _legend_at(axes, 56 / wide, 22 / high, ncols=6)
+    paint_flags(axes, references)
+    legend_at(axes, 56 / wide, 22 / high, ncols=6)
     return figure
 
 
-def _legend_at(axes: Axes, left: float, top: float, **entries: Any) -> None:
+def legend_at(axes: Axes, left: float, top: float, **entries: Any) -> None:
     """A legend outside the axes, its top left corner at a share of the figure."""
     frame = {"frameon": False, "borderaxespad": 0, "borderpad": 0, "handlelength": 2.6}
     place = {"bbox_to_anchor": (left, top), "bbox_transform": axes.figure.transFigure}

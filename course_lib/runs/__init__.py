@@ -1,40 +1,32 @@
-"""Whole runs from a config: what notebooks, the command line and, later, ranks all call."""
+"""Whole runs from a config: what notebooks, the command line and ranks all call.
 
-from course_lib.runs.finetuning import (
-    FineTune,
-    Prediction,
-    Report,
-    TunedClassifier,
-    TunedWriter,
-    answer_lines,
-    finetune,
-    load_tuned,
-)
-from course_lib.runs.laboratory import Laboratory, training_rows
-from course_lib.runs.pretraining import pretrain, report
-from course_lib.runs.probe import SentimentProbe
-from course_lib.runs.recipes import RECIPES, Pretraining, recipe
-from course_lib.runs.recording import RECORDERS, RECORDS_FOLDER, record, record_objectives
+A run's module is imported when one of its names is first asked for: ranks start anew again and again, and a rank that
+pre-trains need not wait for what draws reports.
+"""
 
-__all__ = [
-    "RECIPES",
-    "RECORDERS",
-    "RECORDS_FOLDER",
-    "FineTune",
-    "Laboratory",
-    "Prediction",
-    "Pretraining",
-    "Report",
-    "SentimentProbe",
-    "TunedClassifier",
-    "TunedWriter",
-    "answer_lines",
-    "finetune",
-    "load_tuned",
-    "pretrain",
-    "recipe",
-    "record",
-    "record_objectives",
-    "report",
-    "training_rows",
-]
+import importlib
+from typing import Any
+
+_HOMES = {
+    "finetuning": (
+        *("FineTune", "Prediction", "Report", "TunedClassifier", "TunedWriter"),
+        *("answer_lines", "finetune", "load_tuned"),
+    ),
+    "laboratory": ("Laboratory", "training_rows"),
+    "pretraining": ("pretrain", "report"),
+    "probe": ("SentimentProbe",),
+    "recipes": ("RECIPES", "Pretraining", "recipe"),
+    "recording": ("RECORDERS", "RECORDS_FOLDER", "record", "record_objectives"),
+}
+_HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
+__all__ = sorted(_HOME_OF)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME_OF:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{_HOME_OF[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*globals(), *__all__]

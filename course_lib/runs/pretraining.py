@@ -10,21 +10,25 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
 
 import torch
 
 from course_lib.checkpoint import Checkpoint, Checkpoints, random_states, restore_random_states
-from course_lib.data import Packed, course_tokenizer
+from course_lib.data import Packed, PretrainingDataset, course_tokenizer
 from course_lib.files import write_folder
 from course_lib.model import LanguageModel
 from course_lib.objectives import Batch
 from course_lib.optimizers import Optimizer, make_optimizer
 from course_lib.pretrained import load_model, model_files
 from course_lib.records import Record, check_same
-from course_lib.runs.probe import SentimentProbe
 from course_lib.runs.recipes import Pretraining
-from course_lib.runtime import fast_dtype, pick_device
-from course_lib.training import EarlyStopping, StepRecord, held_out_loss, train
+from course_lib.runtime import fast_dtype, pick_device, seeded
+from course_lib.training import ALONE, EarlyStopping, Engine, StepRecord, held_out_loss, train
+
+if TYPE_CHECKING:
+    from course_lib.runs.probe import SentimentProbe
 
 RECORD_EVERY = 10  # steps between the rows of the training loss
 
@@ -50,29 +54,32 @@ def pretrain(
     resume: bool = False,
     device: str | None = None,
     keep: int = 2,
+    engine: str | None = None,
     should_stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[StepRecord]:
     """Train, yielding a record a step, with a checkpoint every `save_every` steps, at every rung and at the end, and
     where `should_stop` says so. When it is done the best checkpoint's weights stand in `folder`/model.
 
     resume: go on from the newest checkpoint that is whole; the result is that of a run that was never stopped.
+    engine: "ddp" or "fsdp", among the ranks of `course_lib.parallel.ranks`, all of which call this; a run goes on with
+    another number of them, or with the other engine, where it was.
     Raises ValueError where the folder holds a run and `resume` is not set, holds none and it is, or holds one with
     other settings, text or tokenizer (says which); FloatingPointError where the loss is not finite, OSError where a
     checkpoint cannot be written: the last good one stands.
     """
     folder = Path(folder)
-    checkpoints, about = Checkpoints(folder, keep), run.about()
-    begun = _begun(checkpoints, about, resume)
+    checkpoints, about = (Checkpoints if engine is None else _parallel().SharedCheckpoints)(folder, keep), run.about()
+    begun = to_go_on_from(checkpoints, about, resume)
     train_rows, held_out_rows = run.rows()
     dataset = run.dataset(train_rows)
-    sitting = _Sitting.of(run, checkpoints, about, begun, held_out_rows, pick_device(device))
+    sitting = _Sitting.of(run, checkpoints, about, begun, held_out_rows, pick_device(device), engine)
     if begun is None:
         sitting.record.check_about()  # of a run that was killed before its first checkpoint
         torch.manual_seed(run.seed)  # dropout draws from the global generators
         sitting.save(0, sitting.measure(0))
     done = sitting.done
     if done < run.steps and not sitting.stopping.is_over:
-        batches = (dataset.batch(k) for k in itertools.count(done * run.accumulate))
+        batches = (sitting.batch(dataset, k) for k in itertools.count(done * run.accumulate))
         for row in train(
             sitting.model,
             batches,
@@ -84,6 +91,7 @@ def pretrain(
             accumulate=run.accumulate,
             clip=run.clip,
             dtype=sitting.dtype,
+            engine=sitting.engine,
         ):
             sitting.note(row)
             sitting.tokens = row.tokens
@@ -94,18 +102,18 @@ def pretrain(
             yield row
             if sitting.stopping.is_over or row.step == run.steps:
                 break
-            if should_stop():
+            if sitting.engine.total(should_stop()):
                 if row.held_out is None:
                     sitting.save(row.step, None)
                 return
-    best = load_model(checkpoints.best().folder)
-    write_folder(folder / "model", model_files(best, course_tokenizer()))
+    sitting.write_best()
 
 
 @dataclass
 class _Sitting:
     """One sitting at a run: what is trained, and what is written about it. done: steps taken before it began. tokens:
-    read so far. dtype: what it computes in, which another sitting must not measure again."""
+    read so far. dtype: what it computes in, which another sitting must not measure again. engine: of the processes that
+    share it; what is written about the run, rank 0 writes."""
 
     run: Pretraining
     checkpoints: Checkpoints
@@ -116,6 +124,7 @@ class _Sitting:
     stopping: EarlyStopping
     held_out_batches: list[Batch]
     dtype: torch.dtype
+    engine: Engine
     done: int = 0
     tokens: int = 0
 
@@ -128,10 +137,15 @@ class _Sitting:
         begun: Checkpoint | None,
         held_out_rows: Packed,
         device: torch.device,
+        engine: str | None,
     ) -> "_Sitting":
         """A first sitting, or one that goes on from a checkpoint with every piece of its state."""
         held_out = run.dataset(held_out_rows, batch_size=min(run.batch_size, len(held_out_rows.ids_NT)))
-        model = (run.model() if begun is None else load_model(begun.folder)).to(device)
+        is_begun_alone = begun is not None and engine is None
+        if is_begun_alone and "optimizer" not in begun.state:
+            raise ValueError(f"{begun.folder} was written by ranks, in parts: go on with --ranks, of which 1 will do")
+        model = (load_model(begun.folder) if is_begun_alone else run.model()).to(device)
+        chosen = ALONE if engine is None else _parallel().make_engine(engine, model)  # which may change the model
         sitting = cls(
             run,
             checkpoints,
@@ -141,19 +155,36 @@ class _Sitting:
             make_optimizer(model, run.optimizer, weight_decay=run.weight_decay),
             EarlyStopping(run.patience or run.steps),
             [held_out.batch(k) for k in range(min(run.held_out_batches, held_out.batches_per_epoch))],
-            fast_dtype(device) if run.dtype == "auto" else getattr(torch, run.dtype),
+            chosen.agreed(fast_dtype(device)) if run.dtype == "auto" else getattr(torch, run.dtype),
+            chosen,
         )
         if begun is not None:
             sitting.done, sitting.tokens = begun.step, begun.state["tokens"]
-            sitting.optimizer.load_state_dict(begun.state["optimizer"])
+            if engine is None:
+                sitting.optimizer.load_state_dict(begun.state["optimizer"])
+                restore_random_states(begun.state["random"])
+            else:
+                checkpoints.restore(begun, model, sitting.optimizer)
             sitting.stopping.lowest, sitting.stopping.misses = begun.state["stopping"]
             sitting.dtype = getattr(torch, begun.state["dtype"])
-            restore_random_states(begun.state["random"])
         return sitting
 
+    @property
+    def is_shared(self) -> bool:
+        return self.engine is not ALONE
+
     @cached_property
-    def probe(self) -> SentimentProbe:
+    def probe(self) -> "SentimentProbe":
+        from course_lib.runs.probe import SentimentProbe  # it brings scikit-learn along, which ranks need not wait for
+
         return SentimentProbe()
+
+    def batch(self, dataset: PretrainingDataset, number: int) -> Batch:
+        """Batch `number`. Among ranks, what dropout draws in a step is fixed by seed, rank and the last of the step's
+        batches, all of which are made before it begins, so that there is no state of it to write."""
+        if self.is_shared:
+            torch.manual_seed(seeded(self.run.seed, number, self.engine.rank).initial_seed())
+        return dataset.batch(number)
 
     def note(self, row: StepRecord) -> None:
         """Write the curve, every step of its beginning and then now and again."""
@@ -163,37 +194,70 @@ class _Sitting:
 
     def measure(self, step: int) -> float:
         """Held-out loss now, and at a rung what the probe finds."""
-        loss = held_out_loss(self.model, self.held_out_batches, dtype=self.dtype)
+        loss = held_out_loss(self.model, self.held_out_batches, dtype=self.dtype, engine=self.engine)
         if not math.isfinite(loss):
             raise FloatingPointError(f"step {step}: the held-out loss is {loss}: lower the rate or look at the text")
         self._add(step, "held_out", loss)
         if self.run.probe and (step in self.run.rung_steps or step == 0):
-            self.probe.add_to(self.record, self.run.name, step, self.probe.of_model(self.model))
+            self._add_probe(step)
         return loss
+
+    def _add_probe(self, step: int) -> None:
+        model = self.model
+        if self.is_shared:
+            weights, model = _parallel().whole_weights(self.model), self.run.model()
+            if self.engine.rank == 0:
+                model.load_state_dict(weights)
+        if self.engine.rank == 0:
+            self.probe.add_to(self.record, self.run.name, step, self.probe.of_model(model))
 
     def save(self, step: int, score: float | None) -> None:
         """Write a checkpoint."""
         state = {
-            "optimizer": self.optimizer.state_dict(),
-            "random": random_states(),
             "tokens": self.tokens,
             "dtype": str(self.dtype).removeprefix("torch."),
             "stopping": [self.stopping.lowest, self.stopping.misses],
         }
-        pinned = step in self.run.rung_steps
-        self.checkpoints.save(step, model_files(self.model), state, about=self.about, score=score, pinned=pinned)
+        about = {"about": self.about, "score": score, "pinned": step in self.run.rung_steps}
+        if self.is_shared:
+            self.checkpoints.save_together(step, self.model, self.optimizer, state, **about)
+            return
+        state |= {"optimizer": self.optimizer.state_dict(), "random": random_states()}
+        self.checkpoints.save(step, model_files(self.model), state, **about)
+
+    def write_best(self) -> None:
+        """The weights of the best checkpoint as `folder`/model."""
+        best = self.checkpoints.best()
+        if self.engine.rank == 0:
+            model = self.run.model() if self.is_shared else load_model(best.folder)
+            if self.is_shared:
+                _parallel().read_weights(best, model)
+            write_folder(self.checkpoints.folder / "model", model_files(model, course_tokenizer()))
+        self.engine.wait()
 
     def _add(self, step: int, metric: str, value: float) -> None:
-        self.record.add(name=self.run.name, seed=self.run.seed, step=step, metric=metric, value=value)
+        if self.engine.rank == 0:
+            self.record.add(name=self.run.name, seed=self.run.seed, step=step, metric=metric, value=value)
 
 
-def _begun(checkpoints: Checkpoints, about: dict, resume: bool) -> Checkpoint | None:
+def _parallel() -> ModuleType:
+    """Imported where ranks are at work: torch's part of it takes longer to load than all of the course."""
+    from course_lib import parallel
+
+    return parallel
+
+
+def to_go_on_from(checkpoints: Checkpoints, about: dict, resume: bool) -> Checkpoint | None:
+    """The checkpoint that a run goes on from, None for one that begins.
+
+    Raises ValueError where that does not fit what the folder holds, as `pretrain` says.
+    """
     if checkpoints.folder.exists() and not checkpoints.folder.is_dir():
         raise ValueError(f"{checkpoints.folder} is a file: name a folder for the run")
     if not resume:
         if checkpoints.steps():
             raise ValueError(f"{checkpoints.folder} holds a run already: resume it, or choose another folder")
         return None
-    begun = checkpoints.latest()
-    check_same(begun.about, about)
-    return begun
+    newest = checkpoints.latest()
+    check_same(newest.about, about)
+    return newest

@@ -62,6 +62,7 @@ from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from course_lib import checks, plots, runs
+from course_lib.architectures import ARCHITECTURES, QUERY_AND_VALUE
 from course_lib.data import course_tokenizer, pad, reviews_of
 from course_lib.evaluation import attention_weights, bag_of_words_accuracy, mean_interval
 from course_lib.finetuning import fine_tune
@@ -86,7 +87,7 @@ from course_lib.peft import (
 )
 from course_lib.peft.prefix import prefix_cache
 from course_lib.peft.spectrum import changes, cut_changes, spectrum, weights_of
-from course_lib.planner import ARCHITECTURES, QUERY_AND_VALUE, trained_parameters
+from course_lib.planner import trained_parameters
 from course_lib.pretrained import load_checkpoint, save_model
 from course_lib.records import Record
 from course_lib.runs.strategies import (
@@ -184,13 +185,14 @@ SETTINGS = {
     "BitFit": lambda layout: BitFit(),
 }
 own_models = {"our encoder": load_checkpoint("encoder"), "our decoder": load_checkpoint("decoder"), "MiniLM": base}
-shares = {name: {} for name in [*own_models, *ARCHITECTURES]}
+published = {name: ARCHITECTURES[name] for name in ("BERT-base", "GPT-2", "Llama-2-7B")}
+shares = {name: {} for name in [*own_models, *published]}
 without = []
 for setting, make in SETTINGS.items():
     for name, model in own_models.items():
         layout = "gpt2" if isinstance(model, Decoder) else "bert"
         shares[name][setting] = 100 * apply(copy.deepcopy(model), make(layout)).share
-    for name, architecture in ARCHITECTURES.items():
+    for name, architecture in published.items():
         try:
             trained, total = trained_parameters(architecture, make(architecture.layout))
             shares[name][setting] = 100 * trained / total

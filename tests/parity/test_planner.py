@@ -5,8 +5,9 @@ import re
 
 import pytest
 
+from course_lib.architectures import QUERY_AND_VALUE, Architecture, skeleton
 from course_lib.peft import Adapter, BitFit, Full, LoRA, Prefix, apply
-from course_lib.planner import QUERY_AND_VALUE, Architecture, skeleton, trained_parameters
+from course_lib.planner import trained_parameters
 
 transformers = pytest.importorskip("transformers", reason="install the extra [interop] for the parity tests")
 

@@ -1,0 +1,219 @@
+"""The same steps on one process and on ranks: what becomes of the weights, what each rank holds, what is sent, and how
+fast it goes.
+
+`on_ranks` starts this module by torchrun. Every rank builds its model from a seed of its own, so that an engine that
+forgets to make them alike is found out, and every rank is handed the same batches: real sentences of very different
+lengths, padded.
+"""
+
+import json
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass
+from itertools import chain
+from pathlib import Path
+
+import psutil
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+from torch.distributed.elastic.multiprocessing.errors import record
+
+from course_lib.data import course_tokenizer, pad, reviews_of
+from course_lib.layers import TransformerConfig
+from course_lib.model import Decoder, LanguageModel
+from course_lib.objectives import Batch, causal
+from course_lib.optimizers import Optimizer, make_optimizer
+from course_lib.parallel import Replicated, barrier, make_engine, rank, ranks, torchrun, whole_weights, world
+from course_lib.runtime import peak_memory, pick_device
+from course_lib.training import ALONE, Engine, new_model, train
+
+RATE = {"sgd": 0.3, "adamw": 1e-3}
+OPTIMIZERS, ENGINES = tuple(RATE), ("alone", "ddp", "fsdp", "mean of means")
+
+
+@dataclass(frozen=True)
+class SharedSteps:
+    """Some steps of training.
+
+    engine: "alone", "ddp", "fsdp", or "mean of means", the mistake: each rank divides its loss by its own targets.
+    optimizer: "sgd" or "adamw". dtype: of all numbers, "float32" or "float64". width, layers, length: of the model and
+    its texts. batch_size: rows, of all ranks together. accumulate: batches a step.
+    Raises ValueError for an unknown engine or optimiser, or numbers below 1.
+    """
+
+    engine: str
+    optimizer: str = "sgd"
+    dtype: str = "float32"
+    steps: int = 10
+    width: int = 64
+    layers: int = 2
+    length: int = 64
+    batch_size: int = 8
+    accumulate: int = 1
+
+    def __post_init__(self) -> None:
+        for name, known in {"engine": ENGINES, "optimizer": OPTIMIZERS, "dtype": ("float32", "float64")}.items():
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} {getattr(self, name)!r} is unknown: choose one of {', '.join(known)}")
+        for name in ("steps", "width", "layers", "length", "batch_size", "accumulate"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}: take at least 1")
+
+    def config(self) -> TransformerConfig:
+        return TransformerConfig(
+            course_tokenizer().vocabulary.size, d_model=self.width, n_layers=self.layers, n_heads=4,
+            d_ff=4 * self.width, max_len=self.length,
+        )  # fmt: skip
+
+    def model(self, seed: int = 0) -> LanguageModel:
+        return new_model(Decoder, self.config(), seed=seed).to(getattr(torch, self.dtype))
+
+    def batches(self) -> Iterator[Batch]:
+        """Sentences about films, of 3 to `length` tokens, padded to the longest of their batch."""
+        tokenizer, rows = course_tokenizer(), self.batch_size
+        texts = [r.text for r in reviews_of("train", "rotten_tomatoes")[: self.steps * self.accumulate * rows]]
+        sequences = tokenizer.encode_all(texts)
+        for start in range(0, len(sequences), rows):
+            ids_BT = pad(
+                sequences[start : start + rows], tokenizer.vocabulary, length=self.length, frame=("bos", "eos")
+            )
+            yield causal(ids_BT, tokenizer.vocabulary)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What a rank saw.
+
+    losses: nats per target, of all ranks, step by step. seconds: of each step. sent: bytes that went over this
+    machine's loopback in a step, whoever sent them (None where it is not counted, as between GPUs). weights,
+    gradients, optimizer: bytes of them that lie on this rank. memory: the most that its process has held, in bytes.
+    """
+
+    rank: int
+    world: int
+    losses: list[float]
+    seconds: list[float]
+    sent: float | None
+    weights: int
+    gradients: int
+    optimizer: int
+    memory: int
+
+
+class MeanOfMeans(Replicated):
+    """The mistake: the loss of each rank is a mean over its own targets, and the ranks' gradients are averaged."""
+
+    def share(self, batch: Batch) -> Batch:
+        self._all, mine = int(batch.is_target_BL.sum()), super().share(batch)
+        self._mine = int(mine.is_target_BL.sum())
+        return mine
+
+    def loss(self, model: LanguageModel, batch: Batch) -> Tensor:
+        return super().loss(model, batch) * self._all / (self.world * self._mine)
+
+
+def alone(steps: SharedSteps) -> tuple[Outcome, dict[str, Tensor]]:
+    """What one process makes of the steps: this one, without ranks. And its weights, {name: weight}."""
+    model = steps.model()
+    return _run(steps, model, ALONE), {name: weight.detach().cpu() for name, weight in model.state_dict().items()}
+
+
+def on_ranks(
+    all_steps: Sequence[SharedSteps], *, count: int = 2, show: Callable[[str], None] = print
+) -> list[tuple[list[Outcome], dict[str, Tensor]]]:
+    """Start ranks once and let them take each of these steps: what every rank saw, and the weights in the end.
+
+    Raises what `course_lib.parallel.torchrun` raises.
+    """
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        (folder / "steps.json").write_text(json.dumps([asdict(steps) for steps in all_steps]), "utf-8")
+        torchrun(["-m", __name__, folder], ranks=count, show=show)
+        seen = [json.loads((folder / f"rank_{number}.json").read_text("utf-8")) for number in range(count)]
+        return [
+            ([Outcome(**of_rank[n]) for of_rank in seen], load_file(folder / f"{n}.safetensors"))
+            for n in range(len(all_steps))
+        ]
+
+
+def distance(some: dict[str, Tensor], other: dict[str, Tensor]) -> float:
+    """The largest difference between two models' weights, as a share of the largest weight."""
+    largest = max(weight.abs().max() for weight in other.values())
+    return float(max((some[name] - other[name]).abs().max() for name in other) / largest)
+
+
+def _run(steps: SharedSteps, model: LanguageModel, engine: Engine) -> Outcome:
+    optimizer = make_optimizer(model) if steps.optimizer == "adamw" else torch.optim.SGD(model.parameters(), lr=0.0)
+    last = _Gradients(optimizer)
+    engine.wait()
+    before, losses, seconds = bytes_on_loopback(), [], []
+    rows = train(
+        model, steps.batches(), steps=steps.steps, rate=RATE[steps.optimizer], optimizer=last,
+        accumulate=steps.accumulate, dtype=torch.float32, engine=engine,
+    )  # fmt: skip
+    for row in rows:
+        losses.append(row.loss)
+        seconds.append(row.seconds)
+    engine.wait()
+    sent = None if before is None or pick_device().type != "cpu" else (bytes_on_loopback() - before) / steps.steps
+    moments = chain.from_iterable(state.values() for state in optimizer.state.values())
+    return Outcome(
+        engine.rank, engine.world, losses, seconds, sent,
+        _bytes(model.parameters()), last.bytes, _bytes(t for t in moments if isinstance(t, Tensor) and t.dim()),
+        peak_memory(pick_device()),
+    )  # fmt: skip
+
+
+class _Gradients:
+    """An optimiser that notes, at each of its steps, how many bytes of gradients lie here."""
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self._optimizer, self.bytes = optimizer, 0
+
+    @property
+    def param_groups(self) -> list[dict]:
+        return self._optimizer.param_groups
+
+    def zero_grad(self) -> None:
+        self._optimizer.zero_grad()
+
+    def step(self) -> None:
+        parameters = chain.from_iterable(group["params"] for group in self.param_groups)
+        self.bytes = _bytes(p.grad for p in parameters if p.grad is not None)
+        self._optimizer.step()
+
+
+def _bytes(tensors: Iterator[Tensor]) -> int:
+    """Of what lies on this rank."""
+    local = (t.to_local() if hasattr(t, "to_local") else t for t in tensors)
+    return sum(t.numel() * t.element_size() for t in local)
+
+
+def bytes_on_loopback() -> int | None:
+    """Bytes that this machine has sent to itself since it was started, as the system counts them."""
+    counters = psutil.net_io_counters(pernic=True)
+    return next((c.bytes_sent for name, c in counters.items() if name.lower().startswith("lo")), None)
+
+
+def _as_rank(folder: Path) -> None:
+    seen = []
+    with ranks():
+        for n, settings in enumerate(json.loads((folder / "steps.json").read_text("utf-8"))):
+            steps, began = SharedSteps(**settings), time.perf_counter()
+            model = steps.model(seed=rank())
+            engine = MeanOfMeans(model) if steps.engine == "mean of means" else make_engine(steps.engine, model)
+            seen.append(asdict(_run(steps, model, engine)))
+            weights = whole_weights(model)
+            if rank() == 0:
+                save_file({name: weight.contiguous() for name, weight in weights.items()}, folder / f"{n}.safetensors")
+                took = f"{steps.steps} steps on {world()} ranks in {time.perf_counter() - began:.1f} s"
+                print(f"{steps.engine}, {steps.optimizer}, {steps.dtype}: {took}", flush=True)
+            barrier()
+        (folder / f"rank_{rank()}.json").write_text(json.dumps(seen), "utf-8")
+
+
+if __name__ == "__main__":
+    record(_as_rank)(Path(sys.argv[1]))
