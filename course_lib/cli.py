@@ -85,7 +85,7 @@ def _add_pretrain(commands: argparse._SubParsersAction) -> None:
     pretrain.add_argument("--batch-size", type=_count, metavar="ROWS", help="rows in a batch")
     pretrain.add_argument("--row-length", type=_count, metavar="TOKENS", help="tokens in a row")
     pretrain.add_argument("--optimizer", help="muon or adamw")
-    pretrain.add_argument("--dtype", help="float32 or bfloat16 (default: what a measurement finds to pay)")
+    pretrain.add_argument("--dtype", help="float32, bfloat16 or float16 (default: what a measurement finds to pay)")
     pretrain.add_argument("--width", type=_count, metavar="CHANNELS", help="channels of the model")
     pretrain.add_argument("--layers", type=_count, metavar="N", help="blocks of the model")
     pretrain.add_argument("--dropout", type=float, metavar="SHARE", help="default: none")

@@ -7,7 +7,7 @@ A run lives in one folder: `record.jsonl` (its curve), `step_N` (checkpoints), a
 import itertools
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from types import ModuleType
@@ -21,6 +21,7 @@ from course_lib.files import write_folder
 from course_lib.model import LanguageModel
 from course_lib.objectives import Batch
 from course_lib.optimizers import Optimizer, make_optimizer
+from course_lib.precision import LossScale
 from course_lib.pretrained import load_model, model_files
 from course_lib.records import Record, check_same
 from course_lib.runs.recipes import Pretraining
@@ -91,6 +92,7 @@ def pretrain(
             accumulate=run.accumulate,
             clip=run.clip,
             dtype=sitting.dtype,
+            scale=sitting.scale,
             engine=sitting.engine,
         ):
             sitting.note(row)
@@ -112,8 +114,8 @@ def pretrain(
 @dataclass
 class _Sitting:
     """One sitting at a run: what is trained, and what is written about it. done: steps taken before it began. tokens:
-    read so far. dtype: what it computes in, which another sitting must not measure again. engine: of the processes that
-    share it; what is written about the run, rank 0 writes."""
+    read so far. dtype: what it computes in, which another sitting must not measure again. scale: of the loss, for fp16.
+    engine: of the processes that share it; what is written about the run, rank 0 writes."""
 
     run: Pretraining
     checkpoints: Checkpoints
@@ -127,6 +129,7 @@ class _Sitting:
     engine: Engine
     done: int = 0
     tokens: int = 0
+    scale: LossScale | None = None
 
     @classmethod
     def of(
@@ -167,6 +170,8 @@ class _Sitting:
                 checkpoints.restore(begun, model, sitting.optimizer)
             sitting.stopping.lowest, sitting.stopping.misses = begun.state["stopping"]
             sitting.dtype = getattr(torch, begun.state["dtype"])
+        if sitting.dtype == torch.float16:
+            sitting.scale = LossScale(**begun.state["scale"]) if begun is not None else LossScale()
         return sitting
 
     @property
@@ -189,8 +194,10 @@ class _Sitting:
     def note(self, row: StepRecord) -> None:
         """Write the curve, every step of its beginning and then now and again."""
         if row.step % RECORD_EVERY == 0 or row.step <= 20:
-            for metric in ("loss", "gradient_norm", "rate", "seconds"):
-                self._add(row.step, metric, getattr(row, metric))
+            for metric in ("loss", "gradient_norm", "rate", "seconds", "scale"):
+                value = getattr(row, metric)
+                if value is not None and math.isfinite(value):  # the norm of a step that was left out is not
+                    self._add(row.step, metric, value)
 
     def measure(self, step: int) -> float:
         """Held-out loss now, and at a rung what the probe finds."""
@@ -217,6 +224,7 @@ class _Sitting:
             "tokens": self.tokens,
             "dtype": str(self.dtype).removeprefix("torch."),
             "stopping": [self.stopping.lowest, self.stopping.misses],
+            "scale": None if self.scale is None else asdict(self.scale),
         }
         about = {"about": self.about, "score": score, "pinned": step in self.run.rung_steps}
         if self.is_shared:

@@ -16,7 +16,7 @@ from course_lib.runs.laboratory import packed_rows
 from course_lib.schedules import Schedule
 from course_lib.training import EarlyStopping, new_model
 
-DTYPES = ("auto", "float32", "bfloat16")
+DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 @dataclass(frozen=True)
@@ -26,10 +26,10 @@ class Pretraining:
     objective: a key of OBJECTIVES; options: what its function takes. frequency_weighted: ask less often about frequent
     tokens (masked only). tokens: read by the model in all. text: your own .txt, .csv or folder instead of the packaged
     reviews. begin_with: a folder with a model to go on training instead of a new one. dtype: what autocast computes in,
-    "float32", "bfloat16", or "auto": what a measurement finds to pay as the run begins, and then to its end.
-    save_every: steps between checkpoints, the held-out loss measured at each over `held_out_batches`. rungs: shares of
-    the run whose checkpoints are kept. probe: measure at each rung what a frozen probe finds (packaged reviews only).
-    patience: stop after so many checkpoints without a lower held-out loss.
+    "float32", "bfloat16", "float16" with a loss that is scaled, or "auto": what a measurement finds to pay as the run
+    begins, and then to its end. save_every: steps between checkpoints, the held-out loss measured at each over
+    `held_out_batches`. rungs: shares of the run whose checkpoints are kept. probe: measure at each rung what a frozen
+    probe finds (packaged reviews only). patience: stop after so many checkpoints without a lower held-out loss.
     Raises ValueError for what cannot be run, before anything is read.
     """
 
