@@ -604,7 +604,6 @@ def test_a_plan_of_something_else_is_refused(change):
         (lambda: state_memory(1, 0, Bytes(4, 4, 8), sharded=("layers",)), "sharded names ['layers']: choose from"),
         (lambda: small_plan().seconds_per_step(0, 1), "flops_per_second is 0: give a measured rate above 0"),
     ],
-    ids=str,
 )
 def test_what_makes_no_sense_is_refused(act, words):
     with pytest.raises(ValueError, match=re.escape(words)):
