@@ -123,9 +123,12 @@ def test_what_a_rank_prints_is_handed_over_line_by_line_so_that_no_other_comes_i
 
 # ---------------------------------------------------------------- signals
 
-LAUNCHING = (
-    "import sys; from ranks.starting import start; start('lines', sys.argv[1], show=lambda l: print(l, flush=1))"
-)
+LAUNCHING = """
+import signal, sys
+from ranks.starting import start
+signal.signal(signal.SIGINT, signal.default_int_handler)  # tests in the background hand on that it is ignored
+start("lines", sys.argv[1], show=lambda line: print(line, flush=True))
+"""
 
 
 def needs_signals(test):

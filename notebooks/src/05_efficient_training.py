@@ -1016,6 +1016,8 @@ table(
 )
 
 # %% name="planner-verdict" jupyter={"source_hidden": true}
+product_rate = matmul_rate(torch.float32, device)
+planned_time = plan_of("as it is").seconds_per_step(product_rate, 1e9).computing
 missed = [what for what, measured, planned in foretold if abs(measured / planned - 1) > 0.1]
 Markdown(
     f"{len(foretold) - len(missed)} of {len(foretold)} rows agree within 10 %. "
@@ -1025,7 +1027,9 @@ Markdown(
         if missed
         else ""
     )
-    + " (At the end of a forward pass, that is; where blocks are computed again, the parts of the plan are added up here.)"
+    + " (At the end of a forward pass, that is; where blocks are computed again, the parts of the plan are added up here.) Time is another "
+    f"matter: at the rate of a matrix product alone, {product_rate / 1e9:.0f} GFLOP/s, the step “as it is” would take {planned_time:.2f} s, and it "
+    f"took {way_seconds['as it is']:.2f} s, {planned_time / way_seconds['as it is']:.0%} of that rate. So give a planner a rate that was reached."
 )
 
 # %% [markdown] name="planner-and-papers"
