@@ -16,7 +16,7 @@ def test_lines_of_both_ranks_arrive_in_the_notebook(chapter):
         assert chapter.page.get_by_text(line).count() > 0
 
 
-@pytest.mark.parametrize(("name", "keys", "shown"), [("loss scale, 2^", ["End"], "32"), ("devices", ["End"], "1024")])
+@pytest.mark.parametrize(("name", "keys", "shown"), [("loss scale, 2^", ["End"], "32"), ("devices", ["End"], "1,024")])
 def test_a_slider_moved_by_keyboard_redraws_its_figure(move_slider, name, keys, shown):
     move_slider(name, keys, shown)
 
