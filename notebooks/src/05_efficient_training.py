@@ -1162,8 +1162,10 @@ def kill_at_50(line):
     if step := re.match(r"step (\d+) of", line):
         steps_told.append(int(step[1]))
     if steps_told == [1]:
-        family = psutil.Process().children(recursive=True)
-        rank_1.extend(process for process in family if process.environ().get("RANK") == "1")
+        for process in psutil.Process().children(recursive=True):
+            with contextlib.suppress(psutil.Error):  # one that has just ended
+                if process.environ().get("RANK") == "1":
+                    rank_1.append(process)
     if steps_told[-1:] == [50] and not saved_then:
         saved_then.extend(Checkpoints(folder / "killed").steps())
         rank_1[0].kill()
