@@ -15,13 +15,12 @@ from collections.abc import Iterator
 
 import torch
 from torch import Tensor, distributed, nn
-from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from course_lib.architectures import dimensions_of
 from course_lib.objectives import Batch
 from course_lib.optimizers import make_optimizer
-from course_lib.parallel import gathered, make_engine, rank, ranks, torchrun, world
+from course_lib.parallel import bytes_here, gathered, make_engine, rank, ranks, torchrun, world
 from course_lib.peft import Full
 from course_lib.planner import Plan
 from course_lib.runs import RECIPES, Pretraining
@@ -86,16 +85,10 @@ def bytes_kept(run: Pretraining, rows: object) -> dict[str, list[int]]:
     optimizer = make_optimizer(model)
     with engine.accumulating(model, is_last=True):
         engine.loss(model, engine.share(run.dataset(rows).batch(0))).backward()
-    found = {"weights": size_of(model.parameters()), "gradients": size_of(p.grad for p in model.parameters())}
+    found = {"weights": bytes_here(model.parameters()), "gradients": bytes_here(p.grad for p in model.parameters())}
     step(model, optimizer, [run.dataset(rows).batch(0)], rate=1e-3, dtype=torch.float32, engine=engine)
-    found["optimizer"] = size_of(tensor for state in optimizer.state.values() for tensor in state.values())
+    found["optimizer"] = bytes_here(tensor for state in optimizer.state.values() for tensor in state.values())
     return {part: gathered(size) for part, size in found.items()}
-
-
-def size_of(tensors: Iterator[Tensor]) -> int:
-    """Bytes on this rank."""
-    local = [tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors]
-    return sum(tensor.numel() * tensor.element_size() for tensor in local)
 
 
 def as_rank(what: str) -> None:

@@ -15,6 +15,7 @@ from course_lib.parallel.launch import torchrun
 from course_lib.parallel.ranks import (
     agreed,
     barrier,
+    bytes_here,
     device_of_ranks,
     gathered,
     is_started_by_torchrun,
@@ -31,6 +32,7 @@ __all__ = [
     "SharedCheckpoints",
     "agreed",
     "barrier",
+    "bytes_here",
     "check_in_parts",
     "device_of_ranks",
     "gathered",

@@ -8,10 +8,11 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 from torch import Tensor, distributed
+from torch.distributed.tensor import DTensor
 
 from course_lib.runtime import pick_device
 
@@ -108,6 +109,12 @@ def summed(value: float) -> float:
     if is_joined():
         distributed.all_reduce(total)
     return total.item()
+
+
+def bytes_here(tensors: Iterable[Tensor | None]) -> int:
+    """Of tensors, of those that are cut their parts, what lies on this rank."""
+    local = (tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors if tensor is not None)
+    return sum(tensor.nbytes for tensor in local)
 
 
 def alike(tensors: list[Tensor]) -> None:

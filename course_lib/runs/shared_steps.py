@@ -1,33 +1,38 @@
 """The same steps on one process and on ranks: what becomes of the weights, what each rank holds, what is sent, and how
 fast it goes.
 
-`on_ranks` starts this module by torchrun. Every rank builds its model from a seed of its own, so that an engine that
+Every rank builds its model from a seed of its own, so that an engine that
 forgets to make them alike is found out, and every rank is handed the same batches: real sentences of very different
 lengths, padded.
 """
 
-import json
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from itertools import chain
 from pathlib import Path
 
 import psutil
 import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
-from torch.distributed.elastic.multiprocessing.errors import record
 
 from course_lib.data import course_tokenizer, pad, reviews_of
 from course_lib.layers import TransformerConfig
 from course_lib.model import Decoder, LanguageModel
 from course_lib.objectives import Batch, causal
-from course_lib.optimizers import Optimizer, make_optimizer
-from course_lib.parallel import Replicated, barrier, make_engine, rank, ranks, torchrun, whole_weights, world
-from course_lib.runtime import peak_memory, pick_device
+from course_lib.optimizers import make_optimizer
+from course_lib.parallel import (
+    Replicated,
+    barrier,
+    bytes_here,
+    make_engine,
+    rank,
+    run_on_ranks,
+    whole_weights,
+    world,
+)
+from course_lib.runtime import pick_device
 from course_lib.training import ALONE, Engine, new_model, train
 
 RATE = {"sgd": 0.3, "adamw": 1e-3}
@@ -89,7 +94,7 @@ class Outcome:
 
     losses: nats per target, of all ranks, step by step. seconds: of each step. sent: bytes that went over this
     machine's loopback in a step, whoever sent them (None where it is not counted, as between GPUs). weights,
-    gradients, optimizer: bytes of them that lie on this rank. memory: the most that its process has held, in bytes.
+    gradients, optimizer: bytes of them that lie on this rank.
     """
 
     rank: int
@@ -100,7 +105,6 @@ class Outcome:
     weights: int
     gradients: int
     optimizer: int
-    memory: int
 
 
 class MeanOfMeans(Replicated):
@@ -128,13 +132,11 @@ def on_ranks(
 
     Raises what `course_lib.parallel.torchrun` raises.
     """
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name)
-        (folder / "steps.json").write_text(json.dumps([asdict(steps) for steps in all_steps]), "utf-8")
-        torchrun(["-m", __name__, folder], ranks=count, show=show)
-        seen = [json.loads((folder / f"rank_{number}.json").read_text("utf-8")) for number in range(count)]
+    settings = [asdict(steps) for steps in all_steps]
+    with tempfile.TemporaryDirectory() as folder:
+        seen = run_on_ranks(_in_a_program, ranks=count, show=show, folder=folder, settings=settings)
         return [
-            ([Outcome(**of_rank[n]) for of_rank in seen], load_file(folder / f"{n}.safetensors"))
+            ([Outcome(**of_rank[n]) for of_rank in seen], load_file(Path(folder) / f"{n}.safetensors"))
             for n in range(len(all_steps))
         ]
 
@@ -147,11 +149,12 @@ def distance(some: dict[str, Tensor], other: dict[str, Tensor]) -> float:
 
 def _run(steps: SharedSteps, model: LanguageModel, engine: Engine) -> Outcome:
     optimizer = make_optimizer(model) if steps.optimizer == "adamw" else torch.optim.SGD(model.parameters(), lr=0.0)
-    last = _Gradients(optimizer)
+    gradients = []
+    optimizer.register_step_pre_hook(lambda *_: gradients.append(bytes_here(p.grad for p in model.parameters())))
     engine.wait()
     before, losses, seconds = bytes_on_loopback(), [], []
     rows = train(
-        model, steps.batches(), steps=steps.steps, rate=RATE[steps.optimizer], optimizer=last,
+        model, steps.batches(), steps=steps.steps, rate=RATE[steps.optimizer], optimizer=optimizer,
         accumulate=steps.accumulate, dtype=torch.float32, engine=engine,
     )  # fmt: skip
     for row in rows:
@@ -159,37 +162,11 @@ def _run(steps: SharedSteps, model: LanguageModel, engine: Engine) -> Outcome:
         seconds.append(row.seconds)
     engine.wait()
     sent = None if before is None or pick_device().type != "cpu" else (bytes_on_loopback() - before) / steps.steps
-    moments = chain.from_iterable(state.values() for state in optimizer.state.values())
+    moments = (t for state in optimizer.state.values() for t in state.values() if isinstance(t, Tensor) and t.dim())
     return Outcome(
         engine.rank, engine.world, losses, seconds, sent,
-        _bytes(model.parameters()), last.bytes, _bytes(t for t in moments if isinstance(t, Tensor) and t.dim()),
-        peak_memory(pick_device()),
+        bytes_here(model.parameters()), gradients[-1], bytes_here(moments),
     )  # fmt: skip
-
-
-class _Gradients:
-    """An optimiser that notes, at each of its steps, how many bytes of gradients lie here."""
-
-    def __init__(self, optimizer: Optimizer) -> None:
-        self._optimizer, self.bytes = optimizer, 0
-
-    @property
-    def param_groups(self) -> list[dict]:
-        return self._optimizer.param_groups
-
-    def zero_grad(self) -> None:
-        self._optimizer.zero_grad()
-
-    def step(self) -> None:
-        parameters = chain.from_iterable(group["params"] for group in self.param_groups)
-        self.bytes = _bytes(p.grad for p in parameters if p.grad is not None)
-        self._optimizer.step()
-
-
-def _bytes(tensors: Iterator[Tensor]) -> int:
-    """Of what lies on this rank."""
-    local = (t.to_local() if hasattr(t, "to_local") else t for t in tensors)
-    return sum(t.numel() * t.element_size() for t in local)
 
 
 def bytes_on_loopback() -> int | None:
@@ -198,22 +175,24 @@ def bytes_on_loopback() -> int | None:
     return next((c.bytes_sent for name, c in counters.items() if name.lower().startswith("lo")), None)
 
 
-def _as_rank(folder: Path) -> None:
+def _in_a_program(folder: str, settings: list[dict]) -> list[dict]:
+    """What each rank calls: its source travels alone."""
+    from course_lib.runs.shared_steps import take
+
+    return take(folder, settings)
+
+
+def take(folder: str, settings: list[dict]) -> list[dict]:
+    """Take all these steps as a rank: what this one saw of each. Rank 0 leaves the weights in a folder."""
     seen = []
-    with ranks():
-        for n, settings in enumerate(json.loads((folder / "steps.json").read_text("utf-8"))):
-            steps, began = SharedSteps(**settings), time.perf_counter()
-            model = steps.model(seed=rank())
-            engine = MeanOfMeans(model) if steps.engine == "mean of means" else make_engine(steps.engine, model)
-            seen.append(asdict(_run(steps, model, engine)))
-            weights = whole_weights(model)
-            if rank() == 0:
-                save_file({name: weight.contiguous() for name, weight in weights.items()}, folder / f"{n}.safetensors")
-                took = f"{steps.steps} steps on {world()} ranks in {time.perf_counter() - began:.1f} s"
-                print(f"{steps.engine}, {steps.optimizer}, {steps.dtype}: {took}", flush=True)
-            barrier()
-        (folder / f"rank_{rank()}.json").write_text(json.dumps(seen), "utf-8")
-
-
-if __name__ == "__main__":
-    record(_as_rank)(Path(sys.argv[1]))
+    for n, steps in enumerate(SharedSteps(**how) for how in settings):
+        began, model = time.perf_counter(), steps.model(seed=rank())
+        engine = MeanOfMeans(model) if steps.engine == "mean of means" else make_engine(steps.engine, model)
+        seen.append(asdict(_run(steps, model, engine)))
+        weights = whole_weights(model)
+        if rank() == 0:
+            save_file({name: weight.contiguous() for name, weight in weights.items()}, f"{folder}/{n}.safetensors")
+            took = f"{steps.steps} steps on {world()} ranks in {time.perf_counter() - began:.1f} s"
+            print(f"{steps.engine}, {steps.optimizer}, {steps.dtype}: {took}", flush=True)
+        barrier()
+    return seen
