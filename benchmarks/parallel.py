@@ -20,7 +20,7 @@ from torch.nn.parallel import DistributedDataParallel
 from course_lib.architectures import dimensions_of
 from course_lib.objectives import Batch
 from course_lib.optimizers import make_optimizer
-from course_lib.parallel import bytes_here, gathered, make_engine, rank, ranks, torchrun, world
+from course_lib.parallel import bytes_here, gathered, leave, make_engine, rank, ranks, torchrun, world
 from course_lib.peft import Full
 from course_lib.planner import Plan
 from course_lib.runs import RECIPES, Pretraining
@@ -178,4 +178,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    as_rank(sys.argv[1]) if len(sys.argv) > 1 else main()
+    if len(sys.argv) > 1:
+        as_rank(sys.argv[1])
+        leave()
+    main()

@@ -196,6 +196,7 @@ def _pretrain(options: argparse.Namespace) -> int:
 def _pretrain_on_ranks(options: argparse.Namespace, run: Any) -> int:
     """Be a rank where torchrun says so, and start ranks otherwise."""
     try:
+        from course_lib.parallel import leave
         from course_lib.runs import ranks
     except RuntimeError as error:  # this torch has no ranks
         raise ValueError(error) from None
@@ -205,7 +206,7 @@ def _pretrain_on_ranks(options: argparse.Namespace, run: Any) -> int:
     if "RANK" in os.environ:
         as_rank = record(ranks.pretrain_as_rank)  # leaves its traceback to torchrun
         as_rank(run, options.out, keep=options.keep, device=options.device, **how)
-        return 0
+        leave()
     ranks.check(run, options.out, count=options.ranks, device=options.device, **how)
     try:
         ranks.pretrain_on_ranks(options.given, count=options.ranks)

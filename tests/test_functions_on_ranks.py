@@ -28,6 +28,15 @@ def fail_on_one():
     barrier()
 
 
+def abort_while_python_ends():
+    import atexit
+    import os
+
+    atexit.register(os.abort)  # as torch now and then does
+    print("done", flush=False)
+    return 7
+
+
 @slow
 def test_every_rank_calls_the_function_with_its_helpers_and_gives_back_what_it_returns():
     lines = []
@@ -42,6 +51,13 @@ def test_the_traceback_is_that_of_the_rank_that_failed():
         run_on_ranks(fail_on_one, show=lambda line: None)
     assert str(caught.value).splitlines()[-1] == "ValueError: this rank has no rows"
     assert "in fail_on_one" in str(caught.value)
+
+
+@slow
+def test_a_rank_that_has_given_back_its_result_has_not_failed():
+    lines = []
+    assert run_on_ranks(abort_while_python_ends, show=lines.append) == [7, 7]
+    assert lines.count("done") == 2
 
 
 @slow

@@ -29,7 +29,10 @@ def _main():
 if __name__ == "__main__":
     from torch.distributed.elastic.multiprocessing.errors import record
 
+    from course_lib.parallel import leave
+
     record(_main)()  # notes the traceback of a rank that fails
+    leave()
 """
 
 

@@ -17,6 +17,7 @@ from course_lib.parallel import (
     agreed,
     engines,
     gathered,
+    leave,
     make_engine,
     rank,
     ranks,
@@ -184,3 +185,4 @@ def main():
 
 if __name__ == "__main__":
     main()
+    leave()

@@ -9,7 +9,7 @@ from torch import nn
 from torch.distributed import init_device_mesh
 from torch.distributed.fsdp import fully_shard
 
-from course_lib.parallel import rank, ranks, world
+from course_lib.parallel import leave, rank, ranks, world
 
 SHAPES = [(7, 3), (5,), (2, 4, 3), (1,), (11, 2), (1, 6)]
 
@@ -43,3 +43,4 @@ def main():
 
 if __name__ == "__main__":
     main()
+    leave()

@@ -15,7 +15,7 @@ import torch
 
 from course_lib import runs
 from course_lib.data import PretrainingDataset
-from course_lib.parallel import engines, rank, ranks
+from course_lib.parallel import engines, leave, rank, ranks
 from course_lib.runs.pretraining import pretrain
 from course_lib.runs.ranks import pretrain_as_rank
 
@@ -96,3 +96,4 @@ def main():
 
 if __name__ == "__main__":
     main()
+    leave()

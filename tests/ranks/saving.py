@@ -20,7 +20,7 @@ from ranks import scenes
 
 from course_lib.checkpoint import Checkpoints
 from course_lib.files import write_atomically
-from course_lib.parallel import SharedCheckpoints, make_engine, rank, ranks, whole_weights, world
+from course_lib.parallel import SharedCheckpoints, leave, make_engine, rank, ranks, whole_weights, world
 
 WRITTEN = {
     "ddp_adamw": scenes.Case("ddp"),
@@ -151,3 +151,4 @@ def main():
 
 if __name__ == "__main__":
     main()
+    leave()
