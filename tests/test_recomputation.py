@@ -56,8 +56,7 @@ def test_each_block_keeps_its_input_as_it_is_planned():
     predicted = batch.is_target_BL.float().mean().item()
     plan = Plan(dimensions_of(model), Full(), "fp32", n_rows, length, predicted=predicted)
     parts = plan.activations()
-    planned = parts.before.total() + len(parts.blocks) * parts.stream + parts.after.total()
-    assert kept == pytest.approx(planned, rel=0.02)
+    assert kept == pytest.approx(parts.inputs_alone, rel=0.02)
     assert parts.total != pytest.approx(kept, rel=0.05)  # the control
 
 

@@ -9,7 +9,7 @@ if not distributed.is_available() or find_spec("torch.distributed.run") is None:
     raise RuntimeError("this torch was built without torch.distributed: install another, or train on one process")
 
 from course_lib.parallel.checkpoints import SharedCheckpoints, check_in_parts, read_weights, whole_weights
-from course_lib.parallel.engines import ENGINES, Replicated, Sharded, make_engine
+from course_lib.parallel.engines import ENGINES, Replicated, Sharded, SummedLoss, make_engine
 from course_lib.parallel.functions import run_on_ranks
 from course_lib.parallel.launch import torchrun
 from course_lib.parallel.ranks import (
@@ -31,6 +31,7 @@ __all__ = [
     "Replicated",
     "Sharded",
     "SharedCheckpoints",
+    "SummedLoss",
     "agreed",
     "barrier",
     "bytes_here",

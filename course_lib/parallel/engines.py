@@ -68,7 +68,7 @@ class _Engine:
         return (norm.full_tensor() if isinstance(norm, DTensor) else norm).item()
 
 
-class _Losses(nn.Module):
+class SummedLoss(nn.Module):
     """The summed loss as a module, since DDP listens to a module's forward pass."""
 
     def __init__(self, model: LanguageModel) -> None:
@@ -84,7 +84,7 @@ class Replicated(_Engine):
 
     def __init__(self, model: LanguageModel) -> None:
         super().__init__(model)
-        self._listening = DistributedDataParallel(_Losses(model))
+        self._listening = DistributedDataParallel(SummedLoss(model))
 
     def loss(self, model: LanguageModel, batch: Batch) -> Tensor:
         if model is not self.model:

@@ -43,6 +43,11 @@ class Activations:
         return sum(part.total() for part in (self.before, *self.blocks, self.after))
 
     @property
+    def inputs_alone(self) -> int:
+        """At the end of a forward pass in which each block keeps its input alone."""
+        return self.before.total() + len(self.blocks) * self.stream + self.after.total()
+
+    @property
     def checkpointed(self) -> int:
         """The most at a time where each block keeps its input alone and is computed again in the backward pass
         (arXiv:1604.06174): all inputs, and besides them one block's inside or, earlier, what comes after all blocks."""

@@ -94,8 +94,13 @@ class Memory:
     activations: float = 0
 
     @property
+    def states(self) -> float:
+        """Weights, gradients and the optimiser's state, without activations."""
+        return self.weights + self.gradients + self.optimizer
+
+    @property
     def total(self) -> float:
-        return self.weights + self.gradients + self.optimizer + self.activations
+        return self.states + self.activations
 
 
 def state_memory(

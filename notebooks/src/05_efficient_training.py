@@ -76,7 +76,7 @@ from course_lib.layers import TransformerConfig
 from course_lib.model import Decoder, Encoder
 from course_lib.objectives import causal
 from course_lib.optimizers import make_optimizer
-from course_lib.parallel import run_on_ranks, torchrun
+from course_lib.parallel import bytes_here, run_on_ranks, torchrun
 from course_lib.peft import Full, LoRA
 from course_lib.planner import PRECISIONS, Bytes, Plan, state_memory, trained_parameters
 from course_lib.precision import LossScale, fate
@@ -592,11 +592,10 @@ for _ in tqdm(range(REPEATS), desc="taking turns"):
 way_seconds = {way: float(np.median([t[0] for t in all_tried])) for way, all_tried in tried.items()}
 optimizer = torch.optim.AdamW(decoder.parameters(), lr=0.0)  # a step that changes nothing and makes its state
 optimizer.step()
-bytes_of = lambda tensors: sum(t.numel() * t.element_size() for t in tensors)
 states = {
-    "weights": bytes_of(decoder.parameters()),
-    "gradients": bytes_of(p.grad for p in decoder.parameters()),
-    "optimiser state": bytes_of(t for state in optimizer.state.values() for t in state.values() if t.dim()),
+    "weights": bytes_here(decoder.parameters()),
+    "gradients": bytes_here(p.grad for p in decoder.parameters()),
+    "optimiser state": bytes_here(t for state in optimizer.state.values() for t in state.values() if t.dim()),
 }
 step_memory = {way: states | {"kept for backward": all_tried[0][1]} for way, all_tried in tried.items()}
 for way, (batches, dtype, again) in WAYS.items():
@@ -868,7 +867,7 @@ display(
         ["", "held on a rank, MiB", "planned", "sent by a rank in a step, MiB", "planned"],
         [
             [engine, f"{sum(state_of[engine].values()):.1f}",
-             f"{(plans[engine].memory().total - plans[engine].memory().activations) / MIB:.1f}",
+             f"{plans[engine].memory().states / MIB:.1f}",
              "not counted here" if sent[engine] is None else f"{sent[engine] / MIB:.1f}", f"{planned_sent[engine] / MIB:.1f}"]
             for engine in real
         ],
@@ -996,14 +995,14 @@ plan_of = lambda way, **more: Plan(
 
 
 def planned_kept(way):
-    """Bytes kept at the end of a forward pass; where blocks are computed again, each of them keeps its input alone."""
+    """Bytes kept at the end of a forward pass."""
     kept = plan_of(way).activations()
-    return kept.before.total() + len(kept.blocks) * kept.stream + kept.after.total() if WAYS[way][2] else kept.total
+    return kept.inputs_alone if WAYS[way][2] else kept.total
 
 
 foretold = [
     [f"kept for backward: {way}", step_memory[way]["kept for backward"], planned_kept(way)] for way in WAYS
-] + [[f"on a rank: {engine}", sum(state_of[engine].values()) * MIB, plans[engine].memory().total - plans[engine].memory().activations]
+] + [[f"on a rank: {engine}", sum(state_of[engine].values()) * MIB, plans[engine].memory().states]
      for engine in real] + [
     [f"sent in a step: {engine}", sent[engine], planned_sent[engine]] for engine in real if counted
 ]  # fmt: skip
@@ -1027,7 +1026,7 @@ Markdown(
         if missed
         else ""
     )
-    + " (At the end of a forward pass, that is; where blocks are computed again, the parts of the plan are added up here.) Time is another "
+    + " (At the end of a forward pass, that is.) Time is another "
     f"matter: at the rate of a matrix product alone, {product_rate / 1e9:.0f} GFLOP/s, the step “as it is” would take {planned_time:.2f} s, and it "
     f"took {way_seconds['as it is']:.2f} s, {planned_time / way_seconds['as it is']:.0%} of that rate. So give a planner a rate that was reached."
 )
@@ -1057,7 +1056,7 @@ table(
         ["gradients too", "same", "16.6 GB", f"{zero('optimizer', 'gradients'):.1f} GB"],
         ["weights too, which is FSDP", "same", "1.9 GB", f"{zero('optimizer', 'gradients', 'weights'):.1f} GB"],
         ["LLaMA 65B fine-tuned in 16 bits: weights, gradients, moments", "arXiv:2305.14314, abstract", "more than 780 GB",
-         f"{(whole_llama.total - whole_llama.activations) / 1e9:.0f} GB"],
+         f"{whole_llama.states / 1e9:.0f} GB"],
         ["the same with 4-bit weights and LoRA, and a row of 512 tokens", "same", "below 48 GB", f"{qlora.total / 1e9:.1f} GB"],
         ["arithmetic of GPT-3's training, 300 billion tokens, without attention's own products", "arXiv:2005.14165, table D.1", "3.14e23",
          f"{300e9 * (flops - attention_flops):.2e}"],
@@ -1497,14 +1496,13 @@ def gradients_apart(name):
     from torch import distributed
     from torch.nn.parallel import DistributedDataParallel
 
-    from course_lib.parallel import rank, world
-    from course_lib.parallel.engines import _Losses
+    from course_lib.parallel import SummedLoss, rank, world
     from course_lib.runs.shared_steps import SharedSteps
 
     steps = SharedSteps("alone", width=32, layers=1, steps=2)
     model = steps.model()
     mine = [batch.rows(slice(rank(), None, world())) for batch in steps.batches()]
-    globals()[name](DistributedDataParallel(_Losses(model)), mine)
+    globals()[name](DistributedDataParallel(SummedLoss(model)), mine)
     gradient = torch.cat([p.grad.flatten() for p in model.parameters()])
     others = [torch.empty_like(gradient) for _ in range(world())]
     distributed.all_gather(others, gradient)
