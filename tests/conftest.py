@@ -7,6 +7,8 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
+pytest.register_assert_rewrite("exercises")  # so that its assertions say what they saw
+
 gc.disable()  # what is imported and collected stays anyway, and each look through it for garbage takes half a second
 
 

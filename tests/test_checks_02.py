@@ -11,6 +11,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from exercises import HalfMade, assert_no_function_is_refused, untouched
 from few import few
 from torch import nn
 from torch.nn import functional as F
@@ -714,10 +715,6 @@ def take_and_break(model, optimizer, step):
     return state
 
 
-def untouched(*_arguments, **_options):
-    raise NotImplementedError
-
-
 halves = take_with(model=lambda m, o, s: {name: p.bfloat16() for name, p in m.state_dict().items()})
 RIGHT_PAIRS = [(take_all, restore_all), (take_copies, restore_copies), (take_flat, restore_flat)]
 WRONG_PAIRS = {
@@ -864,11 +861,6 @@ def test_a_crash_is_reported_with_its_line(name, capsys):
     assert "KeyError" in verdict and "the line that failed" in verdict
 
 
-class HalfMade(nn.Module):
-    def __init__(self):
-        pass  # without super().__init__(), so that repr raises
-
-
 @pytest.mark.parametrize("name", few(NAMES, *BRIEF))
 @pytest.mark.parametrize(
     "answer",
@@ -906,12 +898,7 @@ def test_nothing_that_comes_back_raises(name, answer, capsys):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_no_function_of_these_arguments_is_refused(name, capsys):
-    def exits(*_arguments, **_options):
-        raise SystemExit(1)
-
-    for function, words in [(None, "pass it without ()"), (lambda: 1, "arguments ("), (exits, "SystemExit")]:
-        attempt(name, function)
-        assert words in capsys.readouterr().out
+    assert_no_function_is_refused(attempt, name, capsys)
 
 
 @pytest.mark.parametrize("name", few(NAMES, "warmup_cosine", "step_loss"))

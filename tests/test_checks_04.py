@@ -11,20 +11,29 @@ import os
 import random
 import subprocess
 import sys
-import time
 import unicodedata
 import zlib
 
 import numpy as np
 import pytest
 import torch
+from exercises import (
+    HalfMade,
+    assert_accepted,
+    assert_diagnosed,
+    assert_generators_and_grad_mode_are_left_alone,
+    assert_no_function_is_refused,
+    assert_not_attempted,
+    assert_replaced_by_what_passes,
+    assert_solution_is_hidden,
+)
 from few import few
 from sklearn import metrics
 from torch import nn
 from torch.nn import functional as F
 from torch.nn.utils.rnn import pad_sequence
 
-from course_lib import checkpoint, checks, data
+from course_lib import checks, data
 from course_lib.checks import collating, responses, reviews, scores, splitting
 from course_lib.evaluation import classification
 from course_lib.finetuning.collators import ClassificationCollator, GenerationCollator
@@ -718,41 +727,23 @@ def attempt(name, function):
     return EXERCISES[name][0](function)
 
 
-def untouched(*_arguments, **_options):
-    raise NotImplementedError
-
-
 @pytest.mark.parametrize(
     ("name", "function"), few(RIGHT, *QUICK_RIGHT), ids=[f"{name}-{f.__name__}" for name, f in RIGHT]
 )
 def test_a_right_answer_is_accepted_and_given_back(name, function, capsys):
-    assert attempt(name, function) is function
-    verdict = capsys.readouterr().out
-    assert f"✓ {name}: correct. Verified: " in verdict, verdict
-    assert "✗" not in verdict and "·" not in verdict and "library's version" not in verdict
+    assert_accepted(attempt, name, function, capsys)
 
 
 @pytest.mark.parametrize(
     ("name", "function", "words"), few(WRONG, *WRONG[::5]), ids=[f"{name}-{words}" for name, _, words in WRONG]
 )
 def test_a_wrong_answer_is_diagnosed_and_replaced(name, function, words, capsys):
-    began = time.process_time()
-    given_back = attempt(name, function)
-    seconds = time.process_time() - began
-    verdict = capsys.readouterr().out
-    assert f"✗ {name}: not right yet." in verdict, verdict
-    assert words in verdict, verdict
-    assert "The chapter goes on with the library's version." in verdict
-    assert given_back is not function
-    assert seconds < 3
+    assert_diagnosed(attempt, name, function, words, capsys)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_a_wrong_answer_is_replaced_by_passes_the_check(name, capsys):
-    given_back = attempt(name, untouched)
-    capsys.readouterr()
-    attempt(name, given_back)
-    assert f"✓ {name}: correct." in capsys.readouterr().out
+    assert_replaced_by_what_passes(attempt, name, capsys)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -765,11 +756,7 @@ def test_there_are_enough_different_diagnoses(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_untouched_exercise_is_not_attempted(name, capsys):
-    given_back = attempt(name, untouched)
-    verdict = capsys.readouterr().out
-    assert f"· {name}: not attempted yet." in verdict
-    assert "✗" not in verdict
-    assert given_back is not untouched
+    assert_not_attempted(attempt, name, capsys)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -781,11 +768,6 @@ def test_a_crash_is_reported_with_its_line(name, capsys):
     verdict = capsys.readouterr().out
     assert f"line {inspect.getsourcelines(crashes)[1] + 1}: return" in verdict
     assert "KeyError: 'the line that failed'" in verdict
-
-
-class HalfMade(nn.Module):
-    def __init__(self):
-        pass  # without super().__init__(), so that repr raises
 
 
 def fields(**others):
@@ -850,12 +832,7 @@ def test_nothing_that_comes_back_raises(name, answer, capsys):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_no_function_of_these_arguments_is_refused(name, capsys):
-    def exits(*_arguments, **_options):
-        raise SystemExit(1)
-
-    for function, words in [(None, "pass it without ()"), (lambda: 1, "arguments ("), (exits, "SystemExit")]:
-        attempt(name, function)
-        assert words in capsys.readouterr().out
+    assert_no_function_is_refused(attempt, name, capsys)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -873,32 +850,13 @@ def test_what_a_right_answer_prints_is_printed(name, capsys):
 
 @pytest.mark.parametrize("name", few(NAMES, "macro_f1"))
 def test_the_verdict_never_holds_the_solution(name, capsys):
-    for function in EXERCISES[name][2]:
-        attempt(name, function)
-    lines = capsys.readouterr().out.splitlines()
-    verdicts = "\n".join(line for line in lines if not line.lstrip().startswith("at "))  # the learner's own line
-    for code in (*REFERENCES, *(right for _, right in RIGHT)):
-        for line in map(str.strip, inspect.getsource(code).splitlines()):
-            if len(line) > 20 and not line.startswith(('"', "#", ">>>", "def ", "raise")):
-                assert line not in verdicts
+    codes = (*REFERENCES, *(right for _, right in RIGHT))
+    assert_solution_is_hidden(attempt, name, EXERCISES[name][2], codes, capsys)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_check_leaves_the_random_generators_and_grad_mode_alone(name, capsys):
-    def draw():
-        return torch.rand(1).item(), np.random.rand(), random.random()  # noqa: NPY002
-
-    before = checkpoint.random_states()
-    wanted = draw()
-    checkpoint.restore_random_states(before)
-    attempt(name, EXERCISES[name][1][0])
-    assert draw() == wanted
-
-    def turns_gradients_off(*_arguments, **_options):
-        torch.set_grad_enabled(False)
-
-    attempt(name, turns_gradients_off)
-    assert torch.is_grad_enabled()
+    assert_generators_and_grad_mode_are_left_alone(attempt, name, EXERCISES[name][1][0])
 
 
 # --- the references are the library's, and what the checks hand over shows what it should ----------------------------

@@ -5,7 +5,6 @@ import inspect
 import itertools
 import json
 import math
-import random
 import threading
 import time
 from unittest import mock
@@ -13,12 +12,23 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+from exercises import (
+    HalfMade,
+    assert_accepted,
+    assert_diagnosed,
+    assert_generators_and_grad_mode_are_left_alone,
+    assert_no_function_is_refused,
+    assert_not_attempted,
+    assert_replaced_by_what_passes,
+    assert_solution_is_hidden,
+    assert_works_where_gradients_are_off,
+)
 from few import few
 from ranks import pieces
 from ranks.starting import start
 from torch import nn
 
-from course_lib import checkpoint, checks
+from course_lib import checks
 from course_lib.checks import accumulating, scaling, sharding, weighing
 from course_lib.checks.meeting import Meeting, Stranded
 from course_lib.training import batch_loss
@@ -583,10 +593,6 @@ def attempt(name, function):
     return EXERCISES[name][0](function)
 
 
-def untouched(*_arguments, **_options):
-    raise NotImplementedError
-
-
 @pytest.fixture(autouse=True, scope="module")
 def _a_step_is_taken():
     """torch loads much with the first tensors of a process."""
@@ -602,31 +608,17 @@ def _no_rank_is_left():
 
 @pytest.mark.parametrize(("name", "function"), RIGHT, ids=[f"{name}-{f.__name__}" for name, f in RIGHT])
 def test_a_right_answer_is_accepted_and_given_back(name, function, capsys):
-    assert attempt(name, function) is function
-    verdict = capsys.readouterr().out
-    assert f"✓ {name}: correct. Verified: " in verdict, verdict
-    assert "✗" not in verdict and "·" not in verdict and "library's version" not in verdict
+    assert_accepted(attempt, name, function, capsys)
 
 
 @pytest.mark.parametrize(("name", "function", "words"), WRONG, ids=[f"{name}-{words}" for name, _, words in WRONG])
 def test_a_wrong_answer_is_diagnosed_and_replaced(name, function, words, capsys):
-    began = time.perf_counter()
-    given_back = attempt(name, function)
-    seconds = time.perf_counter() - began
-    verdict = capsys.readouterr().out
-    assert f"✗ {name}: not right yet." in verdict, verdict
-    assert words in verdict, verdict
-    assert "The chapter goes on with the library's version." in verdict
-    assert given_back is not function
-    assert seconds < 3
+    assert_diagnosed(attempt, name, function, words, capsys, clock=time.perf_counter)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_a_wrong_answer_is_replaced_by_passes_the_check(name, capsys):
-    given_back = attempt(name, untouched)
-    capsys.readouterr()
-    attempt(name, given_back)
-    assert f"✓ {name}: correct." in capsys.readouterr().out
+    assert_replaced_by_what_passes(attempt, name, capsys)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -638,11 +630,7 @@ def test_there_are_enough_different_diagnoses(name):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_an_untouched_exercise_is_not_attempted(name, capsys):
-    given_back = attempt(name, untouched)
-    verdict = capsys.readouterr().out
-    assert f"· {name}: not attempted yet." in verdict
-    assert "✗" not in verdict
-    assert given_back is not untouched
+    assert_not_attempted(attempt, name, capsys)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -666,11 +654,6 @@ def test_a_crash_is_reported_with_its_line(name, capsys):
         line = inspect.getsourcelines(function)[1] + 1
         assert f"line {line}: return" in verdict
         assert words in verdict
-
-
-class HalfMade(nn.Module):
-    def __init__(self):
-        pass  # without super().__init__(), so that repr raises
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -712,50 +695,23 @@ def test_nothing_that_comes_back_raises(name, answer, capsys):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_what_is_no_function_of_these_arguments_is_refused(name, capsys):
-    def exits(*_arguments, **_options):
-        raise SystemExit(1)
-
-    for function, words in [(None, "pass it without ()"), (lambda: 1, "arguments ("), (exits, "SystemExit")]:
-        attempt(name, function)
-        assert words in capsys.readouterr().out
+    assert_no_function_is_refused(attempt, name, capsys)
 
 
 @pytest.mark.parametrize("name", few(NAMES, "pick_loss_scale", "bytes_of_rank"))
 def test_the_verdict_never_holds_the_solution(name, capsys):
-    for function in EXERCISES[name][2]:
-        attempt(name, function)
-    lines = capsys.readouterr().out.splitlines()
-    verdicts = "\n".join(line for line in lines if not line.lstrip().startswith("at "))  # the learner's own line
-    for code in (*REFERENCES, *(right for _, right in RIGHT)):
-        for line in map(str.strip, inspect.getsource(code).splitlines()):
-            if len(line) > 20 and not line.startswith(('"', "#", ">>>", "def ", "raise")):
-                assert line not in verdicts
+    codes = (*REFERENCES, *(right for _, right in RIGHT))
+    assert_solution_is_hidden(attempt, name, EXERCISES[name][2], codes, capsys)
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_check_leaves_the_random_generators_and_grad_mode_alone(name, capsys):
-    def draw():
-        return torch.rand(1).item(), np.random.rand(), random.random()  # noqa: NPY002
-
-    before = checkpoint.random_states()
-    wanted = draw()
-    checkpoint.restore_random_states(before)
-    attempt(name, EXERCISES[name][1][0])
-    assert draw() == wanted
-
-    def turns_gradients_off(*_arguments, **_options):
-        torch.set_grad_enabled(False)
-
-    attempt(name, turns_gradients_off)
-    assert torch.is_grad_enabled()
+    assert_generators_and_grad_mode_are_left_alone(attempt, name, EXERCISES[name][1][0])
 
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_check_works_where_gradients_are_off(name, capsys):
-    with torch.no_grad():
-        attempt(name, EXERCISES[name][1][0])
-        assert not torch.is_grad_enabled()
-    assert "✓" in capsys.readouterr().out
+    assert_works_where_gradients_are_off(attempt, name, EXERCISES[name][1][0], capsys)
 
 
 # --- ranks that meet --------------------------------------------------------------------------------------------------
