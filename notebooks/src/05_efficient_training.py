@@ -264,7 +264,7 @@ def kind_of(name):
     return next(kind for kind, parts in KINDS_OF_WEIGHTS.items() if any(part in name for part in parts))
 
 
-seconds, _, _ = forward_and_backward(decoder, dataset.batch(0).to(device), torch.float32)
+forward_and_backward(decoder, dataset.batch(0).to(device), torch.float32)
 gradients = {kind: [] for kind in KINDS_OF_WEIGHTS}
 for name, parameter in decoder.named_parameters():
     gradients[kind_of(name)].append(parameter.grad.flatten().cpu())
@@ -651,7 +651,6 @@ compare(
 
 # %% name="data-parallel"
 wrapped = nn.DataParallel(decoder)
-same = torch.equal(wrapped.module.transformer["wte"].weight, decoder.transformer["wte"].weight)
 Markdown(
     f"`DataParallel` found {len(wrapped.device_ids)} GPUs on this machine"
     + (": it passes everything through to the module inside, without a word. A speed-up that was measured so is that of one device."
