@@ -224,6 +224,7 @@ def test_no_test_text_is_in_any_sample(source):
 
 def test_trials_are_listed_once_with_fewer_samples_of_many_labels_and_only_of_a_methods_sources():
     listed = trials(WHOLE)
+    left_out = {("MiniLM, 256", 50), ("MiniLM, 256", 200), *(("MiniLM, read on", n) for n in (50, 200, 3000))}
     assert len(set(listed)) == len(listed)
     samples = Counter((source, labels, name) for source, labels, _, name in listed)
     assert samples == {
@@ -231,7 +232,8 @@ def test_trials_are_listed_once_with_fewer_samples_of_many_labels_and_only_of_a_
         for labels in (50, 100, 200, 500, 1000, 3000)
         for source in SOURCES
         for name in METHODS
-        if source == "imdb" or name not in ("bag of words, 256", "MiniLM, 256", "MiniLM, read on")
+        if (source == "imdb" or name not in ("bag of words, 256", "MiniLM, 256", "MiniLM, read on"))
+        and (name, labels) not in left_out
     }
     assert {seed for _, labels, seed, _ in listed if labels < 1000} == set(range(5))
     assert {seed for _, labels, seed, _ in listed if labels >= 1000} == set(range(3))
