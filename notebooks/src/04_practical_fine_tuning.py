@@ -2055,7 +2055,7 @@ claims = [
         "the requests that it was tuned on, in other words too; no others",
     ],
 ]
-table(["claim", "the source", "measured here", "verdict"], claims)
+table(["usually said", "the source", "measured here", "verdict"], claims)
 
 # %% [markdown] name="summary"
 # ## What to remember
