@@ -1,12 +1,15 @@
 """Several machines, a torchrun each: one is lost and comes back, and the run ends as if nothing had been. On this
-machine, with real processes and real kills."""
+machine, with real processes and real kills, each in a network of its own where the system allows that."""
 
 import re
 import shutil
 import socket
+import subprocess
+import sys
 
 import pytest
 from ranks.machines import Machines, wait_for
+from ranks.networks import LOOPBACK, two_places
 from ranks.starting import start
 
 from course_lib.checkpoint import Checkpoints
@@ -31,11 +34,12 @@ def text(tmp_path_factory):
 @pytest.fixture
 def machines(tmp_path):
     """Which are gone when the test is over, and have left nothing."""
-    made = Machines(tmp_path / "machines")
-    yield made
-    left = made.left()
-    made.clean_up()
-    assert left == []
+    with two_places() as places:
+        made = Machines(tmp_path / "machines", places=places)
+        yield made
+        left = made.left()
+        made.clean_up()
+        assert left == []
 
 
 def command(text, folder, dropout):
@@ -109,7 +113,7 @@ def test_a_machine_that_is_killed_and_comes_back_costs_nothing(engine, machines,
         flags = ["--nnodes", "2", "--max-restarts", "3", "--rdzv-id", "mine"]
         flags += machines.rendezvous(is_host=is_host, more=",keep_alive_interval=1")
         arguments = [gates.folder, "12,14", *command(text, folder, 0.1), "--engine", engine]
-        return machines.start("-m", "ranks.gated", *arguments, flags=flags)
+        return machines.start("-m", "ranks.gated", *arguments, flags=flags, is_first=is_host)
 
     first, second = join(True), join(False)
     gates.wait_for(12, 2, [first, second])
@@ -137,7 +141,7 @@ def test_a_machine_goes_on_alone_where_it_may_and_takes_others_in(machines, undi
         flags = ["--nnodes", "1:2", "--max-restarts", "1", "--rdzv-id", "mine"]
         flags += machines.rendezvous(is_host=is_host, more=",last_call_timeout=3,keep_alive_interval=1")
         arguments = [gates.folder, ",".join(map(str, GATES)), *command(text, folder, 0.0)]
-        return machines.start("-m", "ranks.gated", *arguments, flags=flags)
+        return machines.start("-m", "ranks.gated", *arguments, flags=flags, is_first=is_host)
 
     first = join(True)
     gates.wait_for(7, 1, [first])
@@ -156,6 +160,25 @@ def test_a_machine_goes_on_alone_where_it_may_and_takes_others_in(machines, undi
     assert curve(folder).keys() == curve(undisturbed[0.0]).keys()
     assert distance(folder, undisturbed[0.0]) < 2e-3
     assert distance(folder, undisturbed[0.1]) > 1e-2  # the control
+
+
+def test_two_places_reach_each_other_and_not_the_loopback_of_this_machine():
+    with socket.socket() as here, two_places() as (first, second):
+        if first.address == LOOPBACK:
+            pytest.skip("this process may not make network namespaces (they want root and iproute2)")
+        here.bind((LOOPBACK, 0))
+        here.listen()
+        connect = "import socket, sys; socket.create_connection((sys.argv[1], int(sys.argv[2])), 5)"
+        serve = "import socket; s = socket.create_server(('', 7077)); print('ready', flush=True); s.accept()"
+        with subprocess.Popen([*first.before, sys.executable, "-c", serve], stdout=subprocess.PIPE) as server:
+            assert server.stdout.readline() == b"ready\n"
+            assert (
+                subprocess.run([*second.before, sys.executable, "-c", connect, first.address, "7077"]).returncode == 0
+            )
+        port = str(here.getsockname()[1])
+        refused = subprocess.run([*second.before, sys.executable, "-c", connect, LOOPBACK, port], capture_output=True)
+        assert b"ConnectionRefusedError" in refused.stderr
+        assert subprocess.run([sys.executable, "-c", connect, LOOPBACK, port]).returncode == 0  # the control
 
 
 # ---------------------------------------------------------------- what another launch has begun

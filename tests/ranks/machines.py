@@ -10,10 +10,12 @@ import time
 from pathlib import Path
 
 import psutil
+from ranks.networks import Place
 from ranks.starting import SEARCHED
 
 MARK = "COURSE_TEST_MACHINES"  # a variable that all processes of a test inherit
 SHARED_MEMORY = Path("/dev/shm")
+ON_LOOPBACK = (Place(), Place())
 PATIENCE = 120  # seconds; under load, a machine begins some 20 after its start
 
 
@@ -43,21 +45,24 @@ def wait_for(is_so, machines=()):
 
 
 class Machines:
-    """All machines of one test, in a folder for what they say, on one port."""
+    """All machines of one test, in a folder for what they say, on one port. places: of the first machine, and of all
+    others."""
 
-    def __init__(self, folder, port=None):
+    def __init__(self, folder, port=None, places=ON_LOOPBACK):
         self.folder, self.port, self.all, self.pids = folder, port or free_port(), [], set()
+        self.places = places
         self.shared_before = shared_files()
         folder.mkdir(parents=True)
 
-    def start(self, *arguments, flags):
-        self.all.append(Machine(self, arguments, flags))
+    def start(self, *arguments, flags, is_first=True):
+        self.all.append(Machine(self, arguments, flags, self.places[0 if is_first else 1]))
         return self.all[-1]
 
     def rendezvous(self, *, is_host, more=""):
         """Flags of the machines that meet at the first one's port."""
+        host, own = self.places[0].address, self.places[0 if is_host else 1].address
         return [
-            *("--rdzv-backend", "c10d", "--rdzv-endpoint", f"127.0.0.1:{self.port}", "--local-addr", "127.0.0.1"),
+            *("--rdzv-backend", "c10d", "--rdzv-endpoint", f"{host}:{self.port}", "--local-addr", own),
             *("--rdzv-conf", f"is_host={int(is_host)}{more}"),
         ]
 
@@ -86,7 +91,7 @@ class Machines:
 class Machine:
     """One torchrun and its ranks."""
 
-    def __init__(self, machines, arguments, flags):
+    def __init__(self, machines, arguments, flags, place):
         self.machines, self.log = machines, machines.folder / f"machine_{len(machines.all)}.log"
         logs = ["--log-dir", str(machines.folder / "logs"), "--nproc-per-node", "1"]
         variables = {
@@ -95,10 +100,11 @@ class Machine:
             "OMP_NUM_THREADS": "1",
             "TORCH_DISABLE_SHARE_RDZV_TCP_STORE": "1",
             MARK: str(machines.folder),
+            **dict(place.variables),
         }
         with self.log.open("w") as file:
             self.process = subprocess.Popen(
-                [sys.executable, "-m", "torch.distributed.run", *map(str, [*logs, *flags, *arguments])],
+                [*place.before, sys.executable, "-m", "torch.distributed.run", *map(str, [*logs, *flags, *arguments])],
                 env=os.environ | variables,
                 stdout=file,
                 stderr=subprocess.STDOUT,
