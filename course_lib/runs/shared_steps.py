@@ -1,9 +1,8 @@
 """The same steps on one process and on ranks: what becomes of the weights, what each rank holds, what is sent, and how
 fast it goes.
 
-Every rank builds its model from a seed of its own, so that an engine that
-forgets to make them alike is found out, and every rank is handed the same batches: real sentences of very different
-lengths, padded.
+Every rank builds its model from a seed of its own, so that an engine that forgets to make them alike is found out, and
+every rank is handed the same batches: real sentences of very different lengths, padded.
 """
 
 import tempfile

@@ -10,12 +10,11 @@ import time
 from pathlib import Path
 
 import psutil
-from ranks.networks import Place
+from ranks.networks import ON_LOOPBACK
 from ranks.starting import SEARCHED
 
 MARK = "COURSE_TEST_MACHINES"  # a variable that all processes of a test inherit
 SHARED_MEMORY = Path("/dev/shm")
-ON_LOOPBACK = (Place(), Place())
 PATIENCE = 120  # seconds; under load, a machine begins some 20 after its start
 
 

@@ -18,46 +18,41 @@ class Place:
     variables: tuple[tuple[str, str], ...] = ()
 
 
-def _ip(*arguments):
-    subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True)
+ON_LOOPBACK = (Place(), Place())
 
 
 @contextlib.contextmanager
 def two_places():
     """Two namespaces that reach each other by a cable and nothing else, not even this machine; both are gone after the
     block. Both on loopback where this process may not make namespaces."""
-    mark = f"course{os.getpid()}"
-    names, cables = [f"{mark}{end}" for end in "ab"], [f"c{os.getpid()}{end}" for end in "ab"]
+    names, cables = ([f"{kind}{os.getpid()}{end}" for end in "ab"] for kind in ("course", "c"))
     try:
-        try:
-            for name in names:
-                _ip("netns", "add", name)
-            _ip(
-                "link",
-                "add",
-                cables[0],
-                "netns",
-                names[0],
-                "type",
-                "veth",
-                "peer",
-                "name",
-                cables[1],
-                "netns",
-                names[1],
-            )
-            for number, (name, cable) in enumerate(zip(names, cables, strict=True), 1):
-                _ip("-n", name, "address", "add", f"10.213.77.{number}/24", "dev", cable)
-                _ip("-n", name, "link", "set", cable, "up")
-                _ip("-n", name, "link", "set", "lo", "up")
-        except (OSError, subprocess.CalledProcessError):
-            yield Place(), Place()
-            return
-        yield tuple(
-            Place(f"10.213.77.{number}", ("ip", "netns", "exec", name), (("GLOO_SOCKET_IFNAME", cable),))
-            for number, (name, cable) in enumerate(zip(names, cables, strict=True), 1)
-        )
+        places = _joined(names, cables)
+    except (OSError, subprocess.CalledProcessError):
+        places = ON_LOOPBACK
+    try:
+        yield places
     finally:
         if shutil.which("ip"):
             for name in names:
                 subprocess.run(["ip", "netns", "delete", name], capture_output=True)
+
+
+def _joined(names, cables):
+    """Make the namespaces, each with its end of the cable. Raises what `_ip` raises."""
+    for name in names:
+        _ip("netns", "add", name)
+    ends = [("name", cable, "netns", name) for name, cable in zip(names, cables, strict=True)]
+    _ip("link", "add", *ends[0], "type", "veth", "peer", *ends[1])
+    places = []
+    for number, (name, cable) in enumerate(zip(names, cables, strict=True), 1):
+        address = f"10.213.77.{number}"
+        _ip("-n", name, "address", "add", f"{address}/24", "dev", cable)
+        for interface in (cable, "lo"):
+            _ip("-n", name, "link", "set", interface, "up")
+        places.append(Place(address, ("ip", "netns", "exec", name), (("GLOO_SOCKET_IFNAME", cable),)))
+    return tuple(places)
+
+
+def _ip(*arguments):
+    subprocess.run(["ip", *arguments], check=True, capture_output=True, text=True)
