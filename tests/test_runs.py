@@ -190,7 +190,7 @@ def test_progress_is_told_in_words(tmp_path):
 
 @pytest.mark.slow
 def test_the_first_steps_made_live_are_those_that_were_recorded(whole):
-    rows, packed_rows = rows_of(whole), runs.training_rows(SMALL.row_length)
+    rows, packed_rows = rows_of(whole), data.training_rows(SMALL.row_length)
     for name in SMALL.objectives:
         live = [r.loss for r in SMALL.live(name, packed_rows, steps=6)]
         assert live == [rows[name, 0, step, "loss"] for step in range(1, 7)]
@@ -226,12 +226,12 @@ def test_every_objective_gets_its_model_and_the_same_rows():
 
 
 def test_training_rows_are_those_of_their_split(monkeypatch):
-    dev = runs.training_rows(64, split="dev", documents=5)
+    dev = data.training_rows(64, split="dev", documents=5)
     text = course_tokenizer().decode(dev.ids_NT[0, 1:].tolist())
     assert course_tokenizer().normalize(reviews_of("dev")[0].text).startswith(text.split("[EOS]")[0])
     assert dev.ids_NT.shape[1] == 64
     monkeypatch.setattr(data, "training_texts", lambda: ["a good film " * 40])
-    assert course_tokenizer().decode(runs.training_rows(32).ids_NT[0, 1:].tolist()).startswith("a good film a good")
+    assert course_tokenizer().decode(data.training_rows(32).ids_NT[0, 1:].tolist()).startswith("a good film a good")
 
 
 # ---------------------------------------------------------------- the probe
@@ -339,7 +339,7 @@ def test_a_row_of_the_record_drawn_today_is_made_again(monkeypatch):
     drawn = random.Random(str(datetime.datetime.now(datetime.UTC).date()))  # another row every day
     objective, step = drawn.choice(recorded_objectives), drawn.randint(1, 8)
     recorded_losses = dict(Record(RECORD).values("loss", name=objective, seed=lab.seed))
-    rows = runs.training_rows(lab.row_length)
+    rows = data.training_rows(lab.row_length)
 
     def off(laboratory, steps):
         live = laboratory.live(objective, rows, steps=steps)

@@ -15,14 +15,14 @@ from few import few
 from tiny import tiny
 from torch.nn import functional as F
 
-from course_lib.data import course_tokenizer, identity, normalize, reviews_of
+from course_lib.data import clean, course_tokenizer, identity, normalize, reviews_of
 from course_lib.evaluation import bag_of_words_predictions, first_tokens, proportion_interval
 from course_lib.finetuning import Instruction, encode, predictions, prompt_of
 from course_lib.finetuning.tasks import TASKS, make_examples
 from course_lib.pretrained import save_model
 from course_lib.runs import FineTune, TunedClassifier, TunedWriter, finetune, load_tuned
 from course_lib.runs.finetuning import outcome, reports
-from course_lib.runs.finetuning.examples import Text, clean, own_examples, packaged_examples, part_of, read_asked
+from course_lib.runs.finetuning.examples import Text, own_examples, packaged_examples, part_of, read_asked
 from course_lib.runs.finetuning.run import OF_COURSE, OF_MINILM, OF_WRITER, STRATEGIES
 from course_lib.runs.finetuning.tuned import NAMED_BASES, load_base
 

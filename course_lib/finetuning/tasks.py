@@ -12,12 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from course_lib.data import Review, holds_slur, normalize, reviews_of
+from course_lib.data import SENTIMENTS, Review, holds_slur, normalize, reviews_of
 from course_lib.evaluation import fit_bag_of_words
 from course_lib.finetuning.instructions import Instruction
 from course_lib.runtime import seeded
 
-SENTIMENTS = ("negative", "positive")  # by label
 WORDS = range(8, 46)  # how long a sentence is that is written
 _END = re.compile(r"(?<=[.!?])[\s\"')]+(?=[A-Z\"'(])")
 _END_IN_LOWER_CASE = re.compile(

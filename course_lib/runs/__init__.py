@@ -12,11 +12,11 @@ _HOMES = {
         *("FineTune", "Prediction", "Report", "TunedClassifier", "TunedWriter"),
         *("answer_lines", "finetune", "load_tuned"),
     ),
-    "laboratory": ("Laboratory", "training_rows"),
+    "laboratory": ("Laboratory",),
     "pretraining": ("pretrain", "report"),
     "probe": ("SentimentProbe",),
     "recipes": ("RECIPES", "Pretraining", "recipe"),
-    "recording": ("RECORDERS", "RECORDS_FOLDER", "record", "record_objectives"),
+    "recording": ("RECORDERS", "RECORDS_FOLDER", "record", "record_objectives", "training_rows"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = sorted(_HOME_OF)

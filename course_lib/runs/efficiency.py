@@ -14,7 +14,7 @@ from pathlib import Path
 
 import numpy as np
 
-from course_lib.data import DATA_FOLDER, Review, course_tokenizer, reviews_of
+from course_lib.data import RECORDS_FOLDER, Review, course_tokenizer, reviews_of
 from course_lib.evaluation import COMPARISON_TOKENS, first_tokens, fit_bag_of_words, labelled_sample
 from course_lib.files import sha256_of
 from course_lib.finetuning import Classifier, FineTuning, fine_tune, predictions
@@ -133,7 +133,7 @@ def fitted(method: Method, sample: list[Review], *, seed: int = 0) -> Callable[[
 
 def record_efficiency(
     *,
-    path: Path = DATA_FOLDER / "records" / "efficiency.jsonl",
+    path: Path = RECORDS_FOLDER / "efficiency.jsonl",
     efficiency: Efficiency | None = None,
     progress: Callable[[str], None] = print,
 ) -> Path:

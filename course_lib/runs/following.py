@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from course_lib.data import DATA_FOLDER, course_tokenizer, holds_slur, normalize
+from course_lib.data import ADAPTERS_FOLDER, RECORDS_FOLDER, SENTIMENTS, course_tokenizer, holds_slur, normalize
 from course_lib.evaluation import Interval, proportion_interval
 from course_lib.files import sha256_of
 from course_lib.finetuning import (
@@ -23,7 +23,6 @@ from course_lib.finetuning import (
     length_grouped,
 )
 from course_lib.finetuning.tasks import (
-    SENTIMENTS,
     TASKS,
     WORDS,
     Task,
@@ -40,7 +39,7 @@ from course_lib.peft import LoRA, Strategy, apply, load_adapter, save_adapter
 from course_lib.peft.strategy import STATE
 from course_lib.pretrained import CHECKPOINTS_FOLDER, load_checkpoint
 from course_lib.records import Record
-from course_lib.runs.judging import ADAPTERS_FOLDER, Judge, load_judge
+from course_lib.runs.judging import Judge, load_judge
 from course_lib.runtime import pick_device, seeded
 from course_lib.schedules import Schedule
 from course_lib.training import StepRecord, train
@@ -242,7 +241,7 @@ def originality(written: Sequence[str]) -> tuple[float, float]:
 
 def record_following(
     *,
-    path: Path = DATA_FOLDER / "records" / "following.jsonl",
+    path: Path = RECORDS_FOLDER / "following.jsonl",
     folder: Path = ADAPTERS_FOLDER / "instructions",
     how: Following | None = None,
     count: int = 100,

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 
-from course_lib.data import DATA_FOLDER, course_tokenizer, reviews_of
+from course_lib.data import ADAPTERS_FOLDER, course_tokenizer, reviews_of
 from course_lib.evaluation import first_tokens
 from course_lib.finetuning import Classifier, FineTuning, fine_tune, predictions
 from course_lib.finetuning.tasks import labelled_sentences
@@ -17,7 +17,6 @@ from course_lib.pretrained import load_minilm
 from course_lib.runtime import pick_device
 from course_lib.tokenizer import Tokenizer
 
-ADAPTERS_FOLDER = DATA_FOLDER / "adapters"
 MAX_TOKENS = 200  # MiniLM's own, enough for the stretch that every method reads
 TRAINING = FineTuning(rate=5e-4, epochs=3, head_strength=0.005, max_tokens=MAX_TOKENS, length_grouped=True)
 STRATEGY = LoRA(rank=8, alpha=16)

@@ -3,8 +3,7 @@
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
-from course_lib import data
-from course_lib.data import Packed, PretrainingDataset, course_tokenizer, pack
+from course_lib.data import Packed, PretrainingDataset, course_tokenizer
 from course_lib.layers import TransformerConfig
 from course_lib.model import MODEL_OF_OBJECTIVE, LanguageModel
 from course_lib.training import StepRecord, new_model, train
@@ -79,18 +78,6 @@ class Laboratory:
     def live(self, objective: str, packed: Packed, *, steps: int) -> Iterator[StepRecord]:
         """The first steps of the recorded run, on this machine."""
         return train(self.model(objective), self.dataset(objective, packed), steps=steps, rate=self.rate_of(objective))
-
-
-def training_rows(length: int = 128, *, split: str = "train", documents: int | None = None) -> Packed:
-    """The packaged reviews as packed rows, those with slurs left out; the first `documents` of them, or all."""
-    texts = data.training_texts() if split == "train" else [review.text for review in data.reviews_of(split)]
-    return packed_rows(texts[:documents], length)
-
-
-def packed_rows(texts: list[str], length: int) -> Packed:
-    """Texts as packed rows of the course's tokens."""
-    tokenizer = course_tokenizer()
-    return pack(tokenizer.encode_all(texts), length, vocabulary=tokenizer.vocabulary)
 
 
 def _check_objective(objective: str) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 
 from course_lib import data
-from course_lib.data import DATA_FOLDER, course_tokenizer, holds_slur, normalize
+from course_lib.data import RECORDS_FOLDER, course_tokenizer, holds_slur, normalize
 from course_lib.evaluation import (
     COMPRESSORS,
     Bigram,
@@ -28,9 +28,7 @@ RUNGS = ("decoder_early", "decoder_middle", "decoder")
 SAMPLES, SAMPLE_TOKENS, DISTINCT, COPIED = 200, 60, 3, 12
 
 
-def record_language(
-    *, path: Path = DATA_FOLDER / "records" / "language.jsonl", progress: Callable[[str], None] = print
-) -> Path:
+def record_language(*, path: Path = RECORDS_FOLDER / "language.jsonl", progress: Callable[[str], None] = print) -> Path:
     """Bits per byte and nats per token of held-out reviews, for every rival and rung; then 200 samples of the decoder
     beside 200 stretches of held-out reviews: distinct 3-grams, and 12-grams that stand in the training text.
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
-from course_lib.data import DATA_FOLDER, PretrainingDataset, frequency_weights, pack, training_texts
+from course_lib.data import ADAPTERS_FOLDER, PretrainingDataset, frequency_weights, pack, training_texts
 from course_lib.model import Encoder
 from course_lib.optimizers import make_optimizer
 from course_lib.peft import LoRA, Strategy, apply, load_adapter, merge_and_unload, save_adapter
@@ -18,7 +18,7 @@ from course_lib.schedules import Schedule
 from course_lib.tokenizer import Tokenizer
 from course_lib.training import StepRecord, train
 
-READER_FOLDER = DATA_FOLDER / "adapters" / "reader"
+READER_FOLDER = ADAPTERS_FOLDER / "reader"
 HEAD = "cls"  # MiniLM was published without one: this one begins random, and is trained whole
 
 

@@ -5,14 +5,13 @@ from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 
 from course_lib import data
-from course_lib.data import OBJECTIVES, Packed, PretrainingDataset, course_tokenizer, frequency_weights
+from course_lib.data import OBJECTIVES, Packed, PretrainingDataset, course_tokenizer, frequency_weights, packed_rows
 from course_lib.files import sha256_of
 from course_lib.layers import TransformerConfig
 from course_lib.model import MODEL_OF_OBJECTIVE, LanguageModel
 from course_lib.optimizers import KINDS
 from course_lib.pretrained import load_config, load_model
 from course_lib.records import check_same
-from course_lib.runs.laboratory import packed_rows
 from course_lib.schedules import Schedule
 from course_lib.training import EarlyStopping, new_model
 

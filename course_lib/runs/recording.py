@@ -12,7 +12,7 @@ import torch
 
 from course_lib import data
 from course_lib.checkpoint import Checkpoints
-from course_lib.data import DATA_FOLDER, Packed, corpus_path
+from course_lib.data import DATA_FOLDER, RECORDS_FOLDER, Packed, corpus_path, training_rows
 from course_lib.files import read_text, sha256_of, write_atomically
 from course_lib.model import LanguageModel
 from course_lib.objectives import Batch
@@ -21,7 +21,7 @@ from course_lib.records import Record
 from course_lib.runs.efficiency import record_efficiency
 from course_lib.runs.following import record_following
 from course_lib.runs.judging import record_judge
-from course_lib.runs.laboratory import Laboratory, training_rows
+from course_lib.runs.laboratory import Laboratory
 from course_lib.runs.language import record_language
 from course_lib.runs.pretraining import pretrain
 from course_lib.runs.probe import SentimentProbe
@@ -33,8 +33,6 @@ from course_lib.runs.variants import record_variants
 from course_lib.runtime import fast_dtype, pick_device
 from course_lib.tokenizer import train_tokenizer
 from course_lib.training import held_out_loss, train
-
-RECORDS_FOLDER = DATA_FOLDER / "records"
 
 
 def record(name: str, *, progress: Callable[[str], None] = print) -> Path:

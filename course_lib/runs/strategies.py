@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from course_lib.data import DATA_FOLDER, Review, course_tokenizer, reviews_of
+from course_lib.data import RECORDS_FOLDER, Review, course_tokenizer, reviews_of
 from course_lib.evaluation import bag_of_words_predictions, first_tokens, frozen_features, labelled_sample
 from course_lib.files import sha256_of
 from course_lib.finetuning import Classifier, FineTuning, fine_tune, fit_head, predictions
@@ -126,7 +126,7 @@ def baseline_is_right(name: str, sample: list[Review], tests: list[Review]) -> n
 
 def record_strategies(
     *,
-    path: Path = DATA_FOLDER / "records" / "strategies.jsonl",
+    path: Path = RECORDS_FOLDER / "strategies.jsonl",
     comparison: Comparison | None = None,
     progress: Callable[[str], None] = print,
 ) -> Path:

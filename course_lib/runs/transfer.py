@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 
-from course_lib.data import DATA_FOLDER, Review, course_tokenizer
+from course_lib.data import RECORDS_FOLDER, Review, course_tokenizer
 from course_lib.evaluation import bag_of_words_accuracy, first_tokens, frozen_features, probe_accuracy
 from course_lib.files import sha256_of
 from course_lib.finetuning import Classifier, FineTuning, fine_tune, predictions
@@ -37,7 +37,7 @@ METHODS = ("bag of words", "scratch", "probe", "fine-tuned")
 
 def record_transfer(
     *,
-    path: Path = DATA_FOLDER / "records" / "transfer.jsonl",
+    path: Path = RECORDS_FOLDER / "transfer.jsonl",
     probe: SentimentProbe | None = None,
     progress: Callable[[str], None] = print,
 ) -> Path:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 
-from course_lib.data import DATA_FOLDER
+from course_lib.data import RECORDS_FOLDER
 from course_lib.records import Record
 from course_lib.runs.pretraining import pretrain
 from course_lib.runs.recipes import RECIPES, Pretraining
@@ -24,9 +24,7 @@ def variants() -> dict[str, Pretraining]:
     }
 
 
-def record_variants(
-    *, path: Path = DATA_FOLDER / "records" / "variants.jsonl", progress: Callable[[str], None] = print
-) -> Path:
+def record_variants(*, path: Path = RECORDS_FOLDER / "variants.jsonl", progress: Callable[[str], None] = print) -> Path:
     """Held-out loss of each variant along its run; goes on with the variant at which it was stopped."""
     plans = variants()
     about = {"variants": {name: asdict(run) for name, run in plans.items()}}

@@ -57,7 +57,7 @@ from IPython.display import Markdown, display
 from tqdm.auto import tqdm
 
 from course_lib import checks, masks, objectives, plots, runs
-from course_lib.data import PretrainingDataset, course_tokenizer
+from course_lib.data import PretrainingDataset, course_tokenizer, training_rows
 from course_lib.evaluation import influences, mean_interval, proportion_interval, uniform_loss, unigram_loss
 from course_lib.generation import fill_in
 from course_lib.layers import TransformerConfig
@@ -84,7 +84,7 @@ device = pick_device()
 # and keeps a second set of rows that no model in this chapter is trained on.
 
 # %% name="read-text"
-packed, held_out = (runs.training_rows(split=split) for split in tqdm(["train", "dev"], desc="reading and tokenising"))
+packed, held_out = (training_rows(split=split) for split in tqdm(["train", "dev"], desc="reading and tokenising"))
 Markdown(
     f"{packed.ids_NT.numel():,} tokens to train on in rows of {packed.ids_NT.shape[1]}, "
     f"{held_out.ids_NT.numel():,} held out, a vocabulary of {vocabulary.size:,}. One row begins: "

@@ -65,7 +65,15 @@ from tqdm.auto import tqdm
 
 from course_lib import checks, optimizers, plots, runs
 from course_lib.checkpoint import Checkpoints, restore_random_states
-from course_lib.data import Packed, PretrainingDataset, course_tokenizer, holds_slur, normalize, reviews_of
+from course_lib.data import (
+    Packed,
+    PretrainingDataset,
+    course_tokenizer,
+    holds_slur,
+    normalize,
+    reviews_of,
+    training_rows,
+)
 from course_lib.evaluation import Bigram, PowerLaw, bits_per_byte, stream_nats, uniform_loss, unigram_loss
 from course_lib.generation import complete
 from course_lib.layers import TransformerConfig
@@ -92,7 +100,7 @@ device = pick_device()
 
 # %% name="read-text"
 ROW = 64
-packed, held_out = (runs.training_rows(ROW, split=s) for s in tqdm(["train", "dev"], desc="reading and tokenising"))
+packed, held_out = (training_rows(ROW, split=s) for s in tqdm(["train", "dev"], desc="reading and tokenising"))
 small = TransformerConfig(vocabulary.size, d_model=128, n_layers=2, n_heads=4, d_ff=512, max_len=ROW)
 dataset = PretrainingDataset(packed, vocabulary, "causal", batch_size=16)
 dev_batches = [PretrainingDataset(held_out, vocabulary, "causal", batch_size=16).batch(k) for k in range(8)]

@@ -73,6 +73,7 @@ from course_lib.data import (
     load_reviews,
     normalize,
     reviews_of,
+    training_rows,
 )
 from course_lib.evaluation import (
     accuracy,
@@ -113,7 +114,7 @@ from course_lib.model import EncoderDecoder
 from course_lib.peft import LoRA, apply, switch
 from course_lib.pretrained import load_checkpoint
 from course_lib.records import Record
-from course_lib.runs import RECORDS_FOLDER, FineTune, finetune, load_tuned, training_rows
+from course_lib.runs import RECORDS_FOLDER, FineTune, finetune, load_tuned
 from course_lib.runs.efficiency import METHODS, Efficiency, outcome
 from course_lib.runs.following import MAX_LEN, Following, assess, follow, held_out_prompts, load_follower
 from course_lib.runs.judging import load_judge

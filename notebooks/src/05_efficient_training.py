@@ -70,7 +70,7 @@ from tqdm.auto import tqdm
 from course_lib import checks, plots
 from course_lib.architectures import ARCHITECTURES, QUERY_AND_VALUE, dimensions_of
 from course_lib.checkpoint import Checkpoints
-from course_lib.data import PretrainingDataset, course_tokenizer, pack, pad, reviews_of, training_texts
+from course_lib.data import PretrainingDataset, course_tokenizer, pad, reviews_of, training_rows
 from course_lib.evaluation import mean_interval
 from course_lib.layers import TransformerConfig
 from course_lib.model import Decoder, Encoder
@@ -98,7 +98,7 @@ MIB = 2**20
 
 # %% name="read-text"
 ROW = 128
-packed = pack(tokenizer.encode_all(training_texts()[:2000]), ROW, vocabulary=vocabulary)
+packed = training_rows(ROW, documents=2000)
 dataset = PretrainingDataset(packed, vocabulary, "causal", batch_size=8)
 decoder = load_checkpoint("decoder").to(device).train()
 Markdown(

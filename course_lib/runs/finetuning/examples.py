@@ -3,13 +3,12 @@ themselves, so that no text stands on both sides of a split and every machine sp
 """
 
 import math
-import re
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from course_lib.data import identity, reviews_of
+from course_lib.data import SENTIMENTS, clean, identity, reviews_of
 from course_lib.evaluation import labelled_sample
 from course_lib.files import read_text
 from course_lib.finetuning import Instruction, prompt_of
@@ -21,7 +20,6 @@ READ = {CLASSIFICATION: ("text", "label"), INSTRUCTIONS: ("instruction", "input"
 WANTED = "text,label (to classify) or instruction,input,output (to follow instructions; input may be missing)"
 TEST_SHARE, HELD_OUT_SHARE = 0.2, 0.1  # of all identities
 HELD_OUT_REVIEWS = 200  # packaged reviews that choose the epoch, at most
-SENTIMENTS = ("negative", "positive")  # of the packaged reviews, by label
 
 
 @dataclass(frozen=True)
@@ -119,15 +117,6 @@ def part_of(text_identity: str) -> str:
     """
     place = int(text_identity[8:16], 16) / 2**32
     return "test" if place < TEST_SHARE else "held_out" if place < TEST_SHARE + HELD_OUT_SHARE else "train"
-
-
-def clean(text: str) -> str:
-    """A text to classify, on one line: single spaces, and one for a line break of HTML, as packaged reviews have them.
-
-    >>> clean(" a good<br />film ")
-    'a good film'
-    """
-    return " ".join(re.sub(r"<br\s*/?>", " ", text, flags=re.IGNORECASE).split())
 
 
 def _kind_of(rows: Sequence[Row]) -> str:

@@ -9,14 +9,14 @@ from pathlib import Path
 
 import numpy as np
 
-from course_lib.data import DATA_FOLDER
+from course_lib.data import DATA_FOLDER, clean
 from course_lib.files import not_there, sha256_of, write_atomically
 from course_lib.finetuning import Classifier, Instruction, encode_prompt, predictions
 from course_lib.generation import generate
 from course_lib.model import Decoder, LanguageModel
 from course_lib.peft import load_adapter, save_adapter
 from course_lib.pretrained import CHECKPOINTS_FOLDER, load_model, minilm_folder
-from course_lib.runs.finetuning.examples import CLASSIFICATION, INSTRUCTIONS, clean, read_asked
+from course_lib.runs.finetuning.examples import CLASSIFICATION, INSTRUCTIONS, read_asked
 from course_lib.runtime import pick_device, seeded
 from course_lib.tokenizer import Tokenizer, load_tokenizer
 from course_lib.weights import read_settings
