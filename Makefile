@@ -4,7 +4,7 @@ PYTHON ?= python3
 PYTEST_FLAGS ?=
 BIN := .venv/bin
 READY := .venv/.ready
-CELL_TIMEOUT := 240
+CELL_TIMEOUT := 600
 TWO_AT_A_TIME := $(BIN)/python -m pytest -n 2 --dist loadfile
 
 .DEFAULT_GOAL := help
@@ -23,10 +23,11 @@ lab: $(READY)  ## open the chapters in JupyterLab, on copies under work/
 run: $(READY)  ## execute every chapter without a browser, and print a table
 	@$(BIN)/course run $(CHAPTER)
 
-test: lint  ## everything: lint, tests, doctests, every notebook, a real browser
-	$(TWO_AT_A_TIME) -m "not browser" tests course_lib $(PYTEST_FLAGS)
-	$(BIN)/python -m pytest --nbval-lax --nbval-current-env --nbval-cell-timeout=$(CELL_TIMEOUT) \
-		notebooks tests/browser $(PYTEST_FLAGS)
+# One thread each, or two notebooks fight for the cores; the notebooks first, for they take longest.
+test: lint  ## lint, tests, doctests, every notebook (not the browser: make browser)
+	OMP_NUM_THREADS=1 $(TWO_AT_A_TIME) --no-loadscope-reorder -m "not browser" \
+		--nbval-lax --nbval-current-env --nbval-cell-timeout=$(CELL_TIMEOUT) \
+		notebooks tests course_lib $(PYTEST_FLAGS)
 
 quick: lint  ## lint and the fast tests
 	$(TWO_AT_A_TIME) -m "not slow and not browser and not gpu" tests course_lib $(PYTEST_FLAGS)
@@ -45,7 +46,7 @@ record: $(READY)  ## make a recorded run again: make record NAME=objectives
 bench: $(READY)  ## the benchmarks, ours beside a peer
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
 
-browser: $(READY)  ## only the tests in a real Chromium
+browser: $(READY)  ## every chapter in a real Chromium: run whole, every control moved
 	$(BIN)/python -m pytest -m browser tests/browser $(PYTEST_FLAGS)
 
 # The stamp is touched last, so an installation that was cut off starts again.
