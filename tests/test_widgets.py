@@ -6,14 +6,17 @@ import itertools
 import ipywidgets as widgets
 import matplotlib.image
 import matplotlib.pyplot
+import nbformat
 import numpy as np
 import pytest
 import torch
 from few import few
 
 from course_lib import data, objectives, plots
+from course_lib.lab import execute
 from course_lib.runtime import seeded
 from course_lib.vocabulary import IGNORE_INDEX
+from course_lib.widgets import binder
 from course_lib.widgets.binder import bind, compare, guess, guess_number, sweep
 from course_lib.widgets.fill_in import compute_fill, draw_fill, fill_in_box
 from course_lib.widgets.masking import compute_masking, draw_masking, mask_explorer, roles_of
@@ -175,8 +178,62 @@ def test_a_number_is_a_guess_once_it_is_typed_or_confirmed():
     assert number.value == 0.0
     number.box.value = 12.5
     assert number.value == 12.5 and "noted: 12.5 of a hundred" in number.said.value
+    for control in (number.box, number.button):
+        assert control.description and "How many?" in control.tooltip
     with pytest.raises(ValueError, match="low < high"):
         guess_number("?", low=1, high=1)
+
+
+class Shown:
+    """Stands for what IPython's `display` gives: keeps what was shown, and what took its place."""
+
+    def __init__(self):
+        self.texts = []
+
+    def __call__(self, shown, display_id):
+        assert display_id is True
+        self.texts.append(shown.data)
+        return self
+
+    def update(self, shown):
+        self.texts.append(shown.data)
+
+
+@pytest.mark.parametrize("make", ["options", "number"])
+def test_a_shown_answer_opens_when_the_guess_is_made_and_follows_it(make, monkeypatch):
+    options = [("ten", 10), ("twelve", 12)]
+    made = guess("?", options) if make == "options" else guess_number("?", low=10, high=20)
+    shown = Shown()
+    monkeypatch.setattr(binder, "display", shown)
+    compare(made, "It is 12.", 12)._ipython_display_()
+    commit = made.button.click if make == "number" else lambda: setattr(made, "value", 10)
+    commit()
+    (made.box if make == "number" else made).value = 12
+    folded, first, second = shown.texts
+    assert folded.startswith("<details>")
+    assert first.startswith("**Compare.** You guessed ten" if make == "options" else "**Compare.** You guessed 10")
+    assert "that is right. It is 12." in second and "right" not in first
+
+
+NOTEBOOK = [
+    "from course_lib.widgets.binder import compare, guess\nradio = guess('How many?', [('ten', 10), ('twelve', 12)])",
+    "compare(radio, 'It is **12**.', 12)",
+    "radio.value = 12",
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("n_cells", "words"),
+    [(2, "<details><summary>Guess first"), (3, "**Compare.** You guessed twelve, and that is right. It is **12**.")],
+)
+def test_in_a_notebook_a_later_guess_replaces_the_folded_answer_where_it_stands(tmp_path, n_cells, words):
+    """Two cells alone are the negative control: what a notebook without a guess keeps is the folded answer."""
+    cells = [nbformat.v4.new_code_cell(source) for source in NOTEBOOK[:n_cells]]
+    notebook = nbformat.v4.new_notebook(cells=cells)
+    execute(notebook, tmp_path)
+    (output,) = notebook.cells[1].outputs
+    assert output.data["text/markdown"].startswith(words)
 
 
 @pytest.mark.parametrize(
@@ -191,6 +248,8 @@ def test_a_number_is_a_guess_once_it_is_typed_or_confirmed():
         (True, False, "came out otherwise"),
         (False, False, "that is right"),
         (0.0, 0.0, "that is right"),
+        ("span", ["masked", "span"], "that is right"),
+        ("causal", ["masked", "span"], "came out otherwise"),
     ],
 )
 def test_a_guess_is_judged_by_the_result(guessed, result, words):

@@ -7,7 +7,8 @@ from pathlib import PurePath
 from typing import Any
 
 import ipywidgets as widgets
-from IPython.display import Markdown
+import traitlets
+from IPython.display import Markdown, display
 from matplotlib.figure import Figure
 
 from course_lib.plots import hidden_words, png
@@ -114,13 +115,14 @@ def guess(question: str, options: Sequence[tuple[str, Any] | str]) -> widgets.Ra
 class NumberGuess(widgets.HBox):
     """A prediction as a number: `value` is None until the learner has typed one."""
 
+    value = traitlets.Float(None, allow_none=True)
+
     def __init__(self, question: str, low: float, high: float, step: float, unit: str) -> None:
         self.box = widgets.BoundedFloatText(
             value=low, min=low, max=high, step=step, description="My guess", tooltip=question
         )
         self.button = widgets.Button(description="That is my guess", tooltip=f"commit my guess: {question}")
         self.said = widgets.HTML(f"{html.escape(unit)} (from {low:g} to {high:g})")
-        self.value: float | None = None
         self._unit = unit
         self.box.observe(self._commit, names="value")
         self.button.on_click(self._commit)
@@ -128,7 +130,7 @@ class NumberGuess(widgets.HBox):
 
     def _commit(self, _change: Any) -> None:
         self.value = float(self.box.value)
-        self.said.value = f"noted: {self.value:g} {html.escape(self._unit)}"
+        self.said.value = f'<span role="status">noted: {self.value:g} {html.escape(self._unit)}</span>'
 
 
 def guess_number(question: str, *, low: float, high: float, step: float = 0.1, unit: str = "") -> NumberGuess:
@@ -141,27 +143,47 @@ def guess_number(question: str, *, low: float, high: float, step: float = 0.1, u
     return NumberGuess(question, low, high, step, unit)
 
 
-def compare(guessed: Any, answer: str, result: Any = None, *, near: float | None = None) -> Markdown:
-    """The answer to a prediction: folded until there is one, then open, and beside it how good the guess was.
+def compare(guessed: Any, answer: str, result: Any = None, *, near: float | None = None) -> "Answer":
+    """The answer to a prediction: folded until there is one, then open, and beside it how good the guess was. It
+    follows the guess: it opens where it stands when the learner chooses, also after Run All.
 
     guessed: a guess's widget, or its value. result: what was measured, to judge the guess by: the option that is right,
-    or a number. near: a number's distance that still counts as right (default: a tenth of the result).
+    a list of them, or a number. near: a number's distance that still counts as right (default: a tenth of the result).
 
     >>> print(compare(12, "12.1 are hidden.", 12.1).data)
     **Compare.** You guessed 12, and that is right. 12.1 are hidden.
     """
-    value, said = guessed, str(guessed)
-    if isinstance(guessed, widgets.Widget):
-        value = guessed.value
-        said = str(getattr(guessed, "label", None) or value)
-    if value is None:
-        return Markdown(f"<details><summary>Guess first, or unfold the answer</summary>\n\n{answer}\n\n</details>")
-    return Markdown(f"**Compare.** You guessed {said}{_verdict(value, result, near)}. {answer}")
+    return Answer(guessed, answer, result, near)
+
+
+class Answer:
+    """What `compare` gives. `data` is the Markdown that fits the guess of this moment; a notebook shows it, and writes
+    it anew in the same place whenever the guess changes."""
+
+    def __init__(self, guessed: Any, answer: str, result: Any = None, near: float | None = None) -> None:
+        self.guessed, self.answer, self.result, self.near = guessed, answer, result, near
+
+    @property
+    def data(self) -> str:
+        value, said = self.guessed, str(self.guessed)
+        if isinstance(self.guessed, widgets.Widget):
+            value = self.guessed.value
+            said = getattr(self.guessed, "label", None) or (f"{value:g}" if isinstance(value, float) else str(value))
+        if value is None:
+            return f"<details><summary>Guess first, or unfold the answer</summary>\n\n{self.answer}\n\n</details>"
+        return f"**Compare.** You guessed {said}{_verdict(value, self.result, self.near)}. {self.answer}"
+
+    def _ipython_display_(self) -> None:
+        handle = display(Markdown(self.data), display_id=True)
+        if isinstance(self.guessed, widgets.Widget):
+            self.guessed.observe(lambda _change: handle.update(Markdown(self.data)), names="value")
 
 
 def _verdict(value: Any, result: Any, near: float | None) -> str:
     if result is None:
         return ""
+    if isinstance(result, (list, tuple, set)):
+        return _verdict(value, value if value in result else object(), near)
     is_number = all(isinstance(v, (int, float)) and not isinstance(v, bool) for v in (value, result))
     if not is_number:
         return ", and that is right" if value == result else ", and it came out otherwise"

@@ -147,7 +147,7 @@ display(
         + f"From the same text, {ranked[0]} gets {shares[ranked[0]] / shares[ranked[-1]]:.1f} times as many questions as "
         f"{ranked[-1]}. That is one reason why generative models are usually causal. But a question that is asked "
         "more often need not teach more: hold that thought until the laboratory.",
-        most_targets.value if most_targets.value in close else ranked[0],
+        close,
     )
 )
 
