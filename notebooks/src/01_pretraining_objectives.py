@@ -7,30 +7,29 @@
 # %% [markdown] name="title"
 # # 01 Pre-training objectives
 #
-# **What is a model asked, and what may it look at meanwhile?** Everything that a pre-trained model knows, it learned
-# by answering one kind of question, millions of times, about text that nobody labelled. This chapter is about the
-# question.
+# **What is a model asked, and what may it look at meanwhile?** Chapter 0 set pre-trained models beside others and did not
+# say what they had been trained *on*. All that such a model knows, it learned by answering one kind of question, millions
+# of times, about text that nobody labelled. This chapter is about the question.
 #
 # You will
 #
 # - read one sentence as five objectives see it: causal, masked, permuted, span corruption, infilling;
-# - move the knobs of each, and count what a corruption really does;
+# - move the settings of each, and count what a corruption really does;
 # - train a model of each kind on the same text, and find out what their losses say, and what they don't;
 # - let a model cheat, and write the test that catches it;
 # - see what a second stream is for, and let a pre-trained encoder fill in the gaps of your own sentence.
 #
-# **How to read it.** Run the cells in order with Shift+Enter, or all of them with *Run → Run All Cells*, which takes a few
-# minutes. Where it says *Predict*, commit to a guess before you run on: answers stay folded until you do, and so does the code
-# that writes them (the three dots open it). A measured number comes from the cell above it, on your machine, or from a recorded run that the text names.
+# **How to read it.** [00 Start here](00_start_here.ipynb) explains it. In short: run from top to bottom, commit to a guess at
+# each *Predict*, and open folded code by its three dots.
 #
-# **If you build compilers:** a pre-trained model is the parser generator that you reuse, fine-tuning is your language on
-# top of it, and the objective decides what the reusable part can know. The analogy breaks in one place: nobody writes the
-# rules. They are whatever helped to answer the question.
+# **If you build compilers:** a pre-trained model is the front end that you reuse, fine-tuning is your language on top of
+# it, and the objective decides what the reusable part can know. The analogy breaks in one place: nobody writes the
+# rules of this front end. They are whatever helped to answer the question.
 
 # %% [markdown] name="words"
 # <details><summary><b>Words used below</b> (unfold when you meet one)</summary>
 #
-# - **Token**: a word or a piece of one, known to the model by its *id*. **Special tokens** stand for no text: `[BOS]` and
+# - **Token**: a word or a part of one, known to the model by its *id*. **Special tokens** stand for no text: `[BOS]` and
 #   `[EOS]` begin and end a document, `[CLS]` and `[SEP]` do the same for BERT, `[MASK]` hides a token, `[PAD]` fills a row
 #   up, and *sentinels* such as `<extra_id_0>` stand for a removed stretch. All other tokens are *ordinary*.
 # - **Attention**: the step in which each position takes information from others; a **mask** of yes and no says from whom.
@@ -38,15 +37,20 @@
 # - **Hidden state**: the vector that a model has computed for a position. **Logits**: its scores for every token there.
 # - **Encoder**: sees the whole text at once. **Decoder**: writes from left to right, and sees what is already written.
 # - **Rotary positions**: a way to tell a model how far apart two tokens are, by turning their vectors.
-# - **Loss**: minus the logarithm of the probability that a model gave to the right token, averaged over all that it was
-#   asked. Its unit, with the natural logarithm, is the *nat*. Betting evenly on V tokens costs ln V.
-# - **Frozen features, probe**: a model's hidden states, unchanged, and a simple classifier that reads them.
+# - **Target**: a token that the model is asked for; its **label** is the right answer. **Loss**: minus the natural logarithm
+#   of the probability that a model gave to the right token, averaged over the targets: so many *nats per target*. Betting
+#   evenly on V tokens costs ln V.
+# - **Row**: a stretch of text of a fixed number of tokens. **Batch**: the rows that are read together. **Step**: one change of
+#   the model's weights, computed from a batch. **Learning rate**: how far a step goes.
+# - **Held out**: text that no model of this course is trained on. **Seed**: what a random generator starts from.
+# - **Frozen features, probe**: a model's hidden states, unchanged, and a simple classifier that reads them. A **sample** is a
+#   set of labelled reviews, drawn at random, that a probe learns from.
 #   **Bag of words**: a classifier that knows which words occur and not in which order.
 # - **Names in the code** end in their axes: `ids_BT` has a row for each text of a batch (B) and a column for each position
 #   (T); N counts anything else, Q and K are the positions that look and are looked at.
 # </details>
 
-# %% name="setup" tags=["setup"]
+# %% name="setup" tags=["setup"] jupyter={"source_hidden": true}
 import statistics
 from dataclasses import replace
 from itertools import pairwise
@@ -80,8 +84,8 @@ device = pick_device()
 
 # %% [markdown] name="text"
 # The text is real: film reviews from IMDB and Rotten Tomatoes. The tokenizer was trained on the same reviews, folds
-# case, and knows some thousands of pieces of words. The cell reads the training reviews, cuts them into rows of tokens,
-# and keeps a second set of rows that no model in this chapter is trained on.
+# case, and knows some thousands of words and parts of words. The cell reads the training reviews, cuts them into rows of
+# tokens, and does the same with the held-out ones.
 
 # %% name="read-text"
 packed, held_out = (training_rows(split=split) for split in tqdm(["train", "dev"], desc="reading and tokenising"))
@@ -94,7 +98,7 @@ Markdown(
 # %% [markdown] name="five-tasks"
 # ## 1 One sentence, five tasks
 #
-# Take any sentence and hide something from a model; what you hide, it can be asked for. Five ways have become famous:
+# Take any sentence and hide something from a model; what you hide, it can be asked for. Five ways are well known:
 #
 # | objective | the model reads | it must say | known from |
 # |---|---|---|---|
@@ -104,16 +108,16 @@ Markdown(
 # | **span** corruption | the text with stretches replaced by one sentinel each | each sentinel's stretch | T5 |
 # | **infilled** | the text with stretches replaced by one mask each, some masks standing for nothing | the whole text | BART |
 #
-# **Predict.** A model learns from what it is asked, so count: which of the five asks for the most tokens per hundred
+# **Predict.** A model learns from what it is asked, so count. Which of the five asks for the most tokens per hundred
 # tokens of text, each with the settings of its own paper?
 
-# %% name="predict-targets"
+# %% name="predict-targets" jupyter={"source_hidden": true}
 most_targets = guess("Which objective asks for the most tokens?", ["causal", "masked", "permuted", "span", "infilled"])
 display(most_targets)
 
 # %% [markdown] name="your-sentence"
-# **Run.** The picture is drawn from what the library's functions returned for the sentence below. Replace it by your
-# own and run the cell again.
+# The picture is drawn from what the library's functions returned for the sentence below. Put your own in its place and
+# run the cell again.
 
 # %% name="five-tasks-of-one-sentence"
 my_sentence = "The film starts slowly, but the last half hour is worth every minute of it."
@@ -145,14 +149,13 @@ display(
         f"Per hundred tokens of text: {', '.join(f'{name} {shares[name]:.1f}' for name in ranked)}. "
         + (f"{' and '.join(close)} are level at the top. " if len(close) > 1 else "")
         + f"From the same text, {ranked[0]} gets {shares[ranked[0]] / shares[ranked[-1]]:.1f} times as many questions as "
-        f"{ranked[-1]}. That is one reason why generative models are usually causal. But a question that is asked "
-        "more often need not teach more: hold that thought until the laboratory.",
+        f"{ranked[-1]}. But a question that is asked more often need not teach more: section 4 measures that.",
         close,
     )
 )
 
 # %% [markdown] name="why-not-hide-everything"
-# ## 2 Turn the knobs
+# ## 2 Move the settings
 #
 # A masked model is asked about the tokens that were *chosen*, a small share of all. The obvious way is to hide every chosen
 # one. BERT hides eight in ten of them; one in ten is swapped for a random token, and one in ten stays in plain sight, where
@@ -161,7 +164,7 @@ display(
 # **Predict.** The mask probability is the share of tokens that are chosen. Set it to the value in BERT's paper, 0.15: of a
 # hundred tokens, how many does the model see as `[MASK]`?
 
-# %% name="predict-hidden"
+# %% name="predict-hidden" jupyter={"source_hidden": true}
 hidden_guess = guess("How many of a hundred tokens are hidden?", [("about 15", 15), ("about 12", 12), ("about 8", 8)])
 display(hidden_guess)
 
@@ -174,27 +177,44 @@ display(
     compare(
         hidden_guess,
         f"In this batch {chosen_in_100:.1f} of a hundred tokens were chosen and {hidden_in_100:.1f} are hidden (another batch "
-        "differs a little: each token is a draw of its own). The difference is the point. No text of the real world contains `[MASK]`, so a model that only ever has to think at `[MASK]` could "
-        "let everything else pass unread. One that may be asked about *any* token, and cannot trust what it reads "
-        "there, has to keep an opinion about all of them.",
+        "differs a little: each token is a draw of its own). The difference is deliberate. No real text contains `[MASK]`, so "
+        "a model that is only ever asked at `[MASK]` could neglect every other position. One that may be asked about *any* "
+        "token, and cannot trust what it reads there, has to work on all of them.",
         12,
     )
 )
 
 # %% [markdown] name="move-mask-probability"
-# **Move.** These are real reviews as a masked model reads them; rare words are cut into pieces. Drag the slider, or click it and use the arrow keys. How far
-# can you go until the hidden tokens outnumber those that explain them, and could *you* still guess them there?
+# **Move.** This is a real review as a masked model reads it, and below it the shares of a whole batch. Raise the mask
+# probability (drag the slider, or click it and use the arrow keys) until the hidden tokens outnumber all others. Could *you*
+# still guess them? And what happens to the chosen tokens that stay readable?
 
 # %% name="explore-mask-probability"
 explorer = mask_explorer(rows_BT, tokenizer)
 display(explorer)
 
-# %% name="mask-probability-without-a-kernel"
+# %% name="mask-probability-without-a-kernel" jupyter={"source_hidden": true}
 view = compute_masking(rows_BT, tokenizer, mask_prob=0.15)
 plots.show(draw_masking(view), describe_masking(view))
 
+# %% name="mask-probability-answer" jupyter={"source_hidden": true}
+at_prob = {n / 20: compute_masking(rows_BT, tokenizer, mask_prob=n / 20).shares for n in range(1, 21)}
+majority = next((prob for prob, share in at_prob.items() if share["hidden"] > 0.5), None)
+Markdown(
+    "<details><summary>Moved it? Compare</summary>\n\n"
+    + (
+        f"Hidden tokens are in the majority from {majority:.2f} on: only eight in ten of the chosen ones are hidden. "
+        f"Swapped and kept tokens grow along with them; at {majority:.2f} they are "
+        f"{100 * at_prob[majority]['swapped']:.0f} % and {100 * at_prob[majority]['kept']:.0f} % of all tokens. "
+        if majority
+        else "In this batch hidden tokens are never in the majority. "
+    )
+    + f"Even at 1, {100 - 100 * at_prob[1.0]['hidden']:.0f} % of what the model reads is not `[MASK]`, but it can trust little of it."
+    "\n\n</details>"
+)
+
 # %% [markdown] name="explore-objectives-question"
-# **Move.** Now all of them. Choose *span*, leave the share alone and raise the mean span: do the answers that the decoder
+# **Move.** Now all five. Choose *span*, leave the share alone and raise the mean span: do the answers that the decoder
 # has to write get longer or shorter, and why? Then choose *permuted* and change the seed: what in the picture moves, and
 # what stays?
 
@@ -202,7 +222,7 @@ plots.show(draw_masking(view), describe_masking(view))
 tasks = objective_explorer(my_sentence, tokenizer)
 display(tasks)
 
-# %% name="objectives-without-a-kernel"
+# %% name="objectives-without-a-kernel" jupyter={"source_hidden": true}
 span_view = compute_objective(torch.tensor(tokenizer.encode(my_sentence)), tokenizer, "span", prob=0.3, mean_span=2)
 plots.show(draw_objective(span_view), describe_objective(span_view))
 
@@ -213,10 +233,10 @@ for mean_span in [1, 3, 10]:
     lengths[mean_span] = batch.is_target_BL.sum(1).float().mean().item()
 removed = 0.15 * vocabulary.is_ordinary_V[rows_BT].sum(1).float().mean().item()
 Markdown(
-    "<details><summary>Moved them? Compare</summary>\n\nMean length of the target, in tokens, by mean span: "
+    "<details><summary>Moved it? Compare</summary>\n\nMean length of the target, in tokens, by mean span: "
     + ", ".join(f"{span}: {length:.1f}" for span, length in lengths.items())
     + f". About {removed:.1f} tokens are removed in each case; what varies is the number of sentinels, one for each "
-    "stretch. Longer stretches make shorter targets and cheaper steps. And permuted: the text never changes with the seed, "
+    "stretch. Longer stretches make shorter targets and cheaper steps. In *permuted* the text never changes with the seed, "
     "only who may look at whom.\n\n</details>"
 )
 
@@ -229,7 +249,7 @@ Markdown(
 # The paper does not say from which tokens the random one is drawn. **Predict.** Take a hundred thousand real tokens. If you
 # had written the library: how often *should* the random token be a special one, `[MASK]`, `[PAD]` or a sentinel?
 
-# %% name="predict-special"
+# %% name="predict-special" jupyter={"source_hidden": true}
 special_guess = guess(
     "How often should the random token be a special one?",
     [("never", "never"), ("as often as any other token", "sometimes"), ("it makes no difference", "whatever")],
@@ -255,8 +275,8 @@ plots.show(
         [interval.value for interval in intervals.values()],
         [interval.low for interval in intervals.values()],
         [interval.high for interval in intervals.values()],
-        references={"a tenth": 0.1, "eight tenths": 0.8},
-        xlabel="share of the chosen tokens, with 95 % intervals",
+        references={"the paper: 0.1": 0.1, "the paper: 0.8": 0.8},
+        xlabel="share of the chosen tokens, with 95 % confidence intervals",
         number="{:.3f}",
     ),
     alt="Bars with intervals: the measured shares of hidden, swapped and kept tokens beside the paper's.",
@@ -272,7 +292,7 @@ display(
         "draws from the ordinary tokens alone. "
         f"Of {tokens_BT.numel():,} tokens {n_chosen:,} were chosen. {swapped_to_special} random tokens are special, and of "
         f"the {n_special:,} special tokens in the text {chosen_special} were chosen. The intervals hold the paper's shares "
-        f"for {', '.join(inside) or 'none of the three'}. (An interval of this kind misses in one of twenty measurements. "
+        f"for {', '.join(inside) or 'none of the three'}. (A 95 % confidence interval misses in one of twenty measurements. "
         f"And a random token can by chance be the original: one time in {len(vocabulary.ordinary_ids):,}, which moves a "
         "sliver from swapped to kept.)",
         "never" if swapped_to_special == 0 else "sometimes",
@@ -283,18 +303,18 @@ display(
 # ## 4 The objective laboratory
 #
 # Now train them. Same reviews, same rows, same width, same number of blocks, same optimiser, same number of tokens read.
-# Three things differ besides the objective, because they have to: the causal model is laid out as GPT-2 and the others as
-# BERT with rotary positions; span corruption and infilling need an encoder *and* a decoder, so twice the blocks; and span
-# corruption has a learning rate of its own, for a reason that you will see.
+# Three things differ besides the objective: the causal model is laid out as GPT-2 and the others as BERT with rotary
+# positions; span corruption and infilling need an encoder *and* a decoder, so twice the blocks; and span corruption has a
+# learning rate of its own, for a reason that the end of this section shows.
 #
 # A run long enough to learn something takes longer than a chapter can wait, so that part is a *record*: the raw rows
 # lie in `data/records/objectives.jsonl` with the command, the machine and the versions that made them, and
 # `course record objectives` makes them again. What your machine does now is the beginning of the same runs, drawn on top:
 # if your points miss the line, do not believe the line.
 #
-# **Predict.** After the same number of tokens, whose loss per predicted token will be the lowest?
+# **Predict.** After the same number of tokens, whose loss per target will be the lowest?
 
-# %% name="predict-loss"
+# %% name="predict-loss" jupyter={"source_hidden": true}
 names = ["causal", "masked", "permuted", "span", "infilled"]
 lowest_guess = guess("Whose loss will be the lowest at the end?", names)
 display(lowest_guess)
@@ -308,7 +328,7 @@ for name in tqdm(names, desc="objectives"):
     dataset = lab.dataset(name, packed)
     live[name] = list(train(models[name], dataset, steps=LIVE_STEPS, rate=lab.rate_of(name)))
 
-# %% name="draw-losses"
+# %% name="draw-losses" jupyter={"source_hidden": true}
 record = Record(runs.RECORDS_FOLDER / "objectives.jsonl")
 tokens_a_step = lab.row_length * lab.batch_size
 recorded = {name: record.values("loss", name=name) for name in names}
@@ -327,20 +347,20 @@ plots.show(
         {name: ([r.tokens for r in rows], [r.loss for r in rows]) for name, rows in live.items()},
         references={"knows nothing: ln V": uniform_loss(vocabulary)},
         xlabel="tokens read (log scale)",
-        ylabel="loss, nats per predicted token",
+        ylabel="loss, nats per target",
         log_x=True,
     ),
     alt="Loss of five objectives against tokens read: recorded lines, and the first steps of this machine on top.",
 )
 
-# %% name="draw-first-steps"
+# %% name="draw-first-steps" jupyter={"source_hidden": true}
 close_up = {name: [pair for pair in pairs if pair[0] <= LIVE_STEPS] for name, pairs in recorded.items()}
 plots.show(
     plots.draw_curves(
         {name: tuple(zip(*pairs, strict=True)) for name, pairs in close_up.items()},
         {name: ([r.step for r in rows], [r.loss for r in rows]) for name, rows in live.items()},
         xlabel="step",
-        ylabel="loss, nats per predicted token",
+        ylabel="loss, nats per target",
     ),
     alt="The first steps close up: recorded losses as lines, the losses that this machine has just computed as markers.",
 )
@@ -355,8 +375,8 @@ Markdown(
 
 # %% [markdown] name="loss-question"
 # Every curve starts near the same height: a model that knows nothing spreads its bets over the vocabulary, and
-# that costs the logarithm of its size. Then they part. Here is where they end, on text that no model was trained on, beside
-# a rival that knows only how often each token was an answer.
+# that costs the logarithm of its size. Then they part. Here is where they end, on held-out text, beside a rival that only
+# counts how often each token was an answer.
 
 # %% name="final-losses"
 final = {name: record.values("held_out", name=name)[-1] for name in names}
@@ -371,12 +391,12 @@ rows = [
      f"{baselines[name] - final[name][1]:.2f}"]
     for name in names
 ]  # fmt: skip
-table(["objective", "tokens read", "held-out loss", "counting its targets", "better than counting by"], rows)
+table(["objective", "tokens read", "held-out loss, nats per target", "loss of counting", "ahead of counting by"], rows)
 
 # %% [markdown] name="comparable-question"
 # **Predict.** Can you say from this table which objective has learned the most?
 
-# %% name="predict-comparable"
+# %% name="predict-comparable" jupyter={"source_hidden": true}
 comparable_guess = guess(
     "Which objective has learned the most?",
     [
@@ -408,9 +428,9 @@ display(
 )
 
 # %% [markdown] name="time-per-target"
-# What does a target cost? The steps that your machine has just taken know.
+# What does a target cost in time? Your machine has just timed its own steps.
 
-# %% name="time-table"
+# %% name="time-table" jupyter={"source_hidden": true}
 seconds = {name: statistics.median(r.seconds for r in rows[1:]) for name, rows in live.items()}
 targets = {name: statistics.mean(r.targets for r in rows) for name, rows in live.items()}
 rows = [
@@ -429,17 +449,17 @@ Markdown(
 # ### A task that none was trained for
 #
 # Freeze each model, average its last hidden state over the first tokens of a review, and fit a logistic regression that
-# reads sentiment from it. Nothing of the model is trained, so whatever the probe finds was there already. The record
-# holds this for several numbers of labelled reviews, over five samples of them; the models were trained once, so the
+# reads sentiment from it. Nothing of the model is trained, so whatever this *probe* finds was there already. The record
+# holds it for several numbers of labelled reviews, over several samples of them. The models were trained once, so the
 # intervals speak of the samples, not of other seeds of the training.
 #
 # **Predict.** Which objective's features will give the most accurate probe?
 
-# %% name="predict-probe"
+# %% name="predict-probe" jupyter={"source_hidden": true}
 probe_guess = guess("Whose frozen features will be the best?", names)
 display(probe_guess)
 
-# %% name="draw-probe"
+# %% name="draw-probe" jupyter={"source_hidden": true}
 FEW, LABELS = 100, (100, 500, 2000)
 
 
@@ -460,16 +480,16 @@ plots.show(
          for name, rungs in ladders.items()},
         references={"bag of words": statistics.mean(words[FEW].values())},
         xlabel="million tokens read",
-        ylabel=f"probe, % right, from {FEW} labels",
+        ylabel=f"accuracy of the probe, %, from {FEW} labels",
     ),
     alt="Accuracy of a sentiment probe on frozen features of five objectives against tokens read, beside a bag of words.",
 )  # fmt: skip
 
 # %% [markdown] name="paired"
-# Every method was given the same samples and the same test reviews, so differences are taken sample by sample: what a sample
-# makes easy for all falls out.
+# Every method was given the same samples and the same test reviews, so differences are taken sample by sample: what makes
+# a sample easy for all cancels.
 
-# %% name="probe-table"
+# %% name="probe-table" jupyter={"source_hidden": true}
 
 
 def difference(right, other):
@@ -485,7 +505,7 @@ over_words = {key: difference(rungs[max(rungs)], words[key[1]]) for key, rungs i
 rows = [
     [name, f"{statistics.mean(first[name].values()):.1f}", f"{after[name]:.1f}", f"{gain[name]:+.1f}"] for name in names
 ]
-display(table([f"from {FEW} labels", "untrained, % right", "after the whole run", "gained"], rows))
+display(table([f"from {FEW} labels", "untrained, accuracy in %", "after the whole run", "points gained"], rows))
 rows = [[name, *(f"{over_words[name, labels]:+.1f}" for labels in LABELS)] for name in names]
 display(table(["points ahead of a bag of words", *(f"from {labels} labels" for labels in LABELS)], rows))
 
@@ -524,18 +544,18 @@ display(
 # ### A loss that falls while the features die
 #
 # One thing was not the same for all: span corruption was trained at a lower learning rate. A second record shows why. It is
-# the same run at the rate that the others bear.
+# the same run at the learning rate of the others.
 #
-# **Predict.** At the common rate the loss of span corruption falls, as ever. What do its features do?
+# **Predict.** At the common rate, too, the loss of span corruption falls. What do its features do?
 
-# %% name="predict-collapse"
+# %% name="predict-collapse" jupyter={"source_hidden": true}
 collapse_guess = guess(
     "What do the features do at the common rate?",
     [("they get better, more slowly", "better"), ("they stay as untrained", "same"), ("they get worse", "worse")],
 )
 display(collapse_guess)
 
-# %% name="draw-collapse"
+# %% name="draw-collapse" jupyter={"source_hidden": true}
 collapse = Record(runs.RECORDS_FOLDER / "span_collapse.jsonl")
 common, own = "at the common rate", "at its own rate"
 ladder_of = {own: probes("span", FEW), common: probes("span", FEW, collapse)}
@@ -543,9 +563,9 @@ plots.show(
     plots.draw_curves(
         {name: ([t / 1e6 for t in rungs], [statistics.mean(right.values()) for right in rungs.values()])
          for name, rungs in ladder_of.items()},
-        references={"a coin": 50.0},
+        references={"chance": 50.0},
         xlabel="million tokens read",
-        ylabel=f"probe, % right, from {FEW} labels",
+        ylabel=f"accuracy of the probe, %, from {FEW} labels",
     ),
     alt="Probe accuracy of two span-corruption runs against tokens read: at its own learning rate, and at the common one.",
 )  # fmt: skip
@@ -588,12 +608,12 @@ display(table(["on this machine, from 100 labels", "% right"], rows))
 #
 # A mask that is off by one cell crashes nothing. The model trains, the loss falls, and an answer stands in plain sight.
 #
-# Here are two models trained twice. Once honestly. Once with a small mistake: the causal mask slips by one, so that a
+# Here each of two models is trained twice: once honestly, once with a small mistake. The causal mask slips by one, so that a
 # position sees the token that it has to predict; in the permuted model a target's query may look at its own token.
 #
 # **Predict.** How will the loss of a leaking model look beside the honest one?
 
-# %% name="predict-leak"
+# %% name="predict-leak" jupyter={"source_hidden": true}
 leak_guess = guess(
     "How will the leaking loss look?",
     [
@@ -637,7 +657,7 @@ for name, (objective, kind, config, change) in tqdm(experiments.items(), desc="r
     )
     curves[name] = [row.loss for row in steps]
 
-# %% name="draw-leaks"
+# %% name="draw-leaks" jupyter={"source_hidden": true}
 plots.show(
     plots.draw_curves(
         {name: (range(1, LEAK_STEPS + 1), losses) for name, losses in curves.items()},
@@ -674,10 +694,10 @@ display(
         )
         + ". "
         + (
-            "They start alike: a model has to *find* the hole before it can use it. A loss that is too good to be true is a "
+            "They start alike: a model has to *find* the leak before it can use it. A loss that is too good to be true is a "
             "symptom, and a late one."
             if set(outcomes) == {"later"}
-            else "It need not come out the same way twice; do not rely on it as an alarm."
+            else "It need not come out the same way for every model: the loss is no reliable alarm."
         ),
         outcomes[0] if len(set(outcomes)) == 1 else None,
     )
@@ -730,7 +750,7 @@ Markdown(
 #
 # **Predict.** One stream: the state of the last token read has to predict the next. How far apart are its two predictions?
 
-# %% name="predict-streams"
+# %% name="predict-streams" jupyter={"source_hidden": true}
 stream_guess = guess(
     "How far apart are the two predictions of one stream?",
     [("not at all", "equal"), ("a little", "little"), ("a lot", "far")],
@@ -775,8 +795,9 @@ display(
 
 # %% [markdown] name="floor"
 # That sets a floor, and it can be computed. Let both kinds of model learn this one sentence by heart: they always read the
-# same tokens first, and the next place is drawn anew each time. With one stream the best that anybody can do is to bet on
-# all the tokens that are left (“a” with a space before it is one token, at the start of the text another). The cell trains both and draws the floor beside them.
+# same tokens first, and the next place is drawn anew each time. With one stream the best that a model can do is to bet on
+# all the tokens that are left. (“a” with a space before it is one token, at the start of the text another.) The cell trains
+# both and draws the floor beside them.
 
 # %% name="train-streams"
 STREAM_STEPS = 80
@@ -816,7 +837,7 @@ plots.show(
         {name: (range(1, STREAM_STEPS + 1), losses) for name, losses in learned.items()},
         references={"one stream's floor": floor},
         xlabel="step",
-        ylabel="loss, nats per token",
+        ylabel="loss, nats per target",
     ),
     alt="Training losses of one stream and of two streams on one sentence, with the computed floor of one stream dashed.",
 )
@@ -833,19 +854,21 @@ Markdown(
 # %% [markdown] name="fill-in"
 # ## 7 Fill in your own
 #
-# A masked model can be asked directly. The models below are one run, seen early and at its end: the encoder of chapter 2,
-# pre-trained on the reviews that you know, for longer than a chapter can wait.
+# A masked model can be asked directly. The models below are one model, seen early and at the end of its training: the
+# course's encoder, pre-trained on the same reviews for longer than a chapter can wait. Chapter 2 looks at how.
 #
 # **Predict.** For the gap in “the [MASK] was very good.”, will the *early* one's first guess make an English sentence?
 
-# %% name="predict-fill"
+# %% name="predict-fill" jupyter={"source_hidden": true}
 fill_guess = guess("Will the first guess make an English sentence?", [("it fits", "fits"), ("it does not fit", "not")])
 display(fill_guess)
 
 # %% name="load-fill-in"
 fillers = {"early": load_checkpoint("encoder_early"), "at its end": load_checkpoint("encoder")}
 recipe = runs.RECIPES["encoder"]
-Markdown(f"The whole run read {recipe.tokens / 1e6:.0f} M tokens; the early model is one sixteenth of the way.")
+early_tokens = recipe.rungs[1] * recipe.tokens  # the second checkpoint that was kept
+all_tokens = recipe.tokens + runs.RECIPES["encoder_longer"].tokens
+Markdown(f"The early model had read {early_tokens / 1e6:.0f} M tokens, the later one {all_tokens / 1e6:.0f} M.")
 
 # %% name="fill-in-static" jupyter={"source_hidden": true}
 frequency_V = torch.bincount(packed.ids_NT.flatten(), minlength=vocabulary.size) / packed.ids_NT.numel()
@@ -880,17 +903,37 @@ display(
 )
 
 # %% [markdown] name="fill-in-question"
-# **Move.** Type your own sentence with `[MASK]` in it and press Enter. Which gaps does it fill sensibly: those that grammar
-# decides, or those that need to know what a film is?
+# **Move.** Type your own sentence with `[MASK]` in it and press Enter, until the model fills a gap with nonsense. Which gaps
+# does it fill sensibly: those that grammar decides, or those that need to know what a film is?
 
 # %% name="fill-in-box"
 box = fill_in_box(likeliest, "i have never seen such a [MASK] film.")
 display(box)
 
+# %% name="fill-in-answer" jupyter={"source_hidden": true}
+FREQUENT = 100
+gaps = objectives.masked(held_out.ids_NT[:24], vocabulary, generator=seeded(13))
+with torch.no_grad():
+    first_N = fillers["at its end"].target_logits(gaps).argmax(-1)
+hidden_N = gaps.labels_BL[gaps.is_target_BL]
+is_frequent_N = torch.isin(hidden_N, frequency_V.topk(FREQUENT).indices)
+right_if = {kind: (first_N == hidden_N)[is_frequent_N == kind].float().mean().item() for kind in (True, False)}
+Markdown(
+    f"<details><summary>Moved it? Compare</summary>\n\nOver {len(hidden_N):,} targets in held-out reviews the first guess is right "
+    f"in {100 * right_if[True]:.0f} % where the answer is one of the {FREQUENT} most frequent tokens (small words and punctuation, "
+    f"most of them), and in {100 * right_if[False]:.0f} % where it is another. "
+    + (
+        "Grammar decides most gaps of the first kind; the second needs to know what is being talked about."
+        if right_if[True] > right_if[False]
+        else "Here the small words are no easier than the others."
+    )
+    + "\n\n</details>"
+)
+
 # %% [markdown] name="exercises"
 # ## Exercises
 #
-# Four functions to write. Each check runs yours on real and on nasty input, and says what is wrong in words; it hands your
+# Four functions to write. Each check runs yours on real and on nasty input and says in words what is wrong. It hands your
 # function back if it is right, and the library's otherwise, so that you can go on either way.
 
 # %% [markdown] name="exercise-shift" tags=["exercise"]
@@ -1035,15 +1078,15 @@ corrupt_spans, restore_spans = checks.corrupt_spans(my_corrupt_spans, my_restore
 # %% [markdown] name="clinic"
 # ## Bug clinic
 #
-# Four pieces of code that look right and run, each with a classic mistake. Do not look for it by reading: run the
-# experiment below the code, decide from the numbers what must be wrong, then unfold the diagnosis. The cure, and the same
-# experiment on it, stand behind the fold.
+# Four **patients**: pieces of code that look right and run, each with a classic mistake. Do not look for it by reading. Run
+# the experiment below the code, decide from its numbers what must be wrong, then unfold the diagnosis. The cure, and the same
+# experiment on it, come after.
 
 # %% [markdown] name="clinic-denoise-story"
 # ### Patient 1: denoising
 #
-# “Replace stretches of the text by one mask each. The labels are the original text.” (So wrote the text that this course
-# grew out of.) The model has one stack and predicts at each position of its input.
+# “Replace stretches of the text by one mask each. The labels are the original text.” The model has one stack and predicts
+# at each position of its input. (The claims table at the end says where this comes from.)
 
 # %% name="clinic-denoise" tags=["clinic"]
 
@@ -1076,7 +1119,7 @@ def kept_in_step(denoise, part=slice(None), n_rows=50):
 # %% name="clinic-denoise-experiment"
 parts = {f"{start} to {start + 7}": slice(start, start + 8) for start in range(0, 48, 8)}
 table(
-    ["places of the input", "shown token and label agree"],
+    ["positions of the input", "shown token and label agree"],
     [[name, f"{100 * kept_in_step(patient_denoise, part):.0f} %"] for name, part in parts.items()],
 )
 
@@ -1268,7 +1311,7 @@ Markdown(
 # %% [markdown] name="claims"
 # ## What is usually said
 #
-# “The source” is the text that this course grew out of; its curves were drawn, not measured. The verdicts are computed from
+# **The source** is the text that this course grew out of; its curves were drawn, not measured. The verdicts are computed from
 # the figures above.
 
 # %% name="claims-table" jupyter={"source_hidden": true}
@@ -1326,14 +1369,14 @@ table(["usually said", "the source", "measured here", "verdict"], rows)
 # %% [markdown] name="summary"
 # ## What to take along
 #
-# - An objective is three tensors: what is read, what is asked, who may look at whom. The rest of a training loop does not
-#   care which it is.
+# - An objective is three tensors: what is read, what is asked, who may look at whom. The training loop is the same for all.
 # - Masking is three fates decided by one draw, and special tokens are outside of it.
 # - A loss is a grade in one exam. Compare grades of the same exam, or send all candidates to a new one.
 # - A leak crashes nothing. Test the wiring, to the bit, before you train, with more than one layer.
 # - Permutation keeps the text whole and needs a stream that knows where and not what.
 #
-# **Next:** chapter 2 opens the training loop that you have just used, and runs it until pre-training pays.
+# The loop that trained all these models stayed out of sight. What happens in it between a batch and a better model, and how
+# much can go wrong there without an error message? That is the next chapter.
 #
 # ## Sources
 #
@@ -1343,7 +1386,10 @@ table(["usually said", "the source", "measured here", "verdict"], rows)
 # - Raffel et al. 2019, T5, [arXiv:1910.10683](https://arxiv.org/abs/1910.10683)
 # - Lewis et al. 2019, BART, [arXiv:1910.13461](https://arxiv.org/abs/1910.13461)
 # - Su et al. 2021, RoFormer (rotary positions), [arXiv:2104.09864](https://arxiv.org/abs/2104.09864)
-# - Maas et al. 2011 (IMDB reviews); Pang and Lee 2005 (Rotten Tomatoes sentences)
+# - Maas et al. 2011, *Learning word vectors for sentiment analysis* (the IMDB reviews); Pang and Lee 2005,
+#   [arXiv:cs/0506075](https://arxiv.org/abs/cs/0506075) (the Rotten Tomatoes sentences)
+#
+# **Next:** [02 The pre-training loop](02_pretraining_loop.ipynb)
 
 # %% name="sweep-controls" tags=["remove-cell"] jupyter={"source_hidden": true}
 tried = [sweep(each) for each in (explorer, tasks)]  # every control to its ends: fails if one of them shows an error
