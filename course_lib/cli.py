@@ -54,6 +54,9 @@ def _parser() -> argparse.ArgumentParser:
     run.add_argument("chapters", nargs="*", metavar="NN", help="which ones (default: all)")
     run.set_defaults(run=_run)
 
+    progress = commands.add_parser("progress", help="which exercises are done, in your copies under work/")
+    progress.set_defaults(run=_progress)
+
     _add_pretrain(commands)
     _add_finetune(commands)
     _add_predict(commands)
@@ -162,6 +165,13 @@ def _run(options: argparse.Namespace) -> int:
     from course_lib import lab
 
     return lab.run_chapters(options.chapters)
+
+
+def _progress(_options: argparse.Namespace) -> int:
+    from course_lib import lab
+
+    print(lab.progress_report())
+    return 0
 
 
 def _pretrain(options: argparse.Namespace) -> int:

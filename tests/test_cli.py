@@ -22,7 +22,9 @@ def test_help_names_every_command(capsys):
         cli.main(["--help"])
     assert end.value.code == 0
     said = capsys.readouterr().out
-    assert all(command in said for command in ("lab", "run", "pretrain", "finetune", "predict", "record", "doctor"))
+    assert all(
+        command in said for command in ("lab", "run", "progress", "pretrain", "finetune", "predict", "record", "doctor")
+    )
 
 
 def test_help_loads_no_torch():

@@ -6,6 +6,7 @@ solved exercises, `work/executed/` what `course run` computed, `work/.jupyter/` 
 
 from course_lib.lab.copies import Copy, prepare_copies
 from course_lib.lab.execution import ChapterRun, execute, run_chapters
+from course_lib.lab.exercises import Exercise, exercises, progress, progress_report, stamp
 from course_lib.lab.folder import CourseFolder, private_environment
 from course_lib.lab.server import RunningLab, jupyterlab, launch
 
@@ -13,11 +14,16 @@ __all__ = [
     "ChapterRun",
     "Copy",
     "CourseFolder",
+    "Exercise",
     "RunningLab",
     "execute",
+    "exercises",
     "jupyterlab",
     "launch",
     "prepare_copies",
     "private_environment",
+    "progress",
+    "progress_report",
     "run_chapters",
+    "stamp",
 ]

@@ -26,6 +26,11 @@
 # it, and the objective decides what the reusable part can know. The analogy breaks in one place: nobody writes the
 # rules of this front end. They are whatever helped to answer the question.
 
+# %% name="progress" jupyter={"source_hidden": true}
+from course_lib.lab import progress
+
+progress("01")
+
 # %% [markdown] name="words"
 # <details><summary><b>Words used below</b> (unfold when you meet one)</summary>
 #

@@ -28,6 +28,11 @@
 # output, so it must be reproducible and must survive a power cut. The analogy breaks where a bootstrap either reaches its fixed
 # point or fails: a training run that is subtly wrong ends just as quietly as one that is right, with a model that is a little worse.
 
+# %% name="progress" jupyter={"source_hidden": true}
+from course_lib.lab import progress
+
+progress("02")
+
 # %% [markdown] name="words"
 # <details><summary><b>Words used below</b> (unfold when you meet one)</summary>
 #

@@ -28,6 +28,11 @@
 # small, with a name, applied to an unchanged release, one for each customer. The analogy breaks where patches of source code can
 # conflict line by line: two low-rank updates always add up, and whether the sum makes sense only a measurement tells.
 
+# %% name="progress" jupyter={"source_hidden": true}
+from course_lib.lab import progress
+
+progress("03")
+
 # %% [markdown] name="words"
 # <details><summary><b>Words used below</b> (unfold when you meet one)</summary>
 #

@@ -30,6 +30,11 @@
 # analogy breaks at the word
 # *correct*: a parser accepts or does not, and this program is right in most cases and does not know in which.
 
+# %% name="progress" jupyter={"source_hidden": true}
+from course_lib.lab import progress
+
+progress("04")
+
 # %% [markdown] name="words"
 # <details><summary><b>Words used below</b> (unfold when you meet one)</summary>
 #

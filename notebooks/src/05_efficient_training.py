@@ -29,6 +29,11 @@
 # the unoptimised one: to the bit where it only moves work, to rounding where it changes the order of sums. The analogy breaks at
 # precision: no compiler may round your integers, and here half of the chapter is about when one may.
 
+# %% name="progress" jupyter={"source_hidden": true}
+from course_lib.lab import progress
+
+progress("05")
+
 # %% [markdown] name="words"
 # <details><summary><b>Words used below</b> (unfold when you meet one)</summary>
 #
