@@ -308,40 +308,6 @@ def train(
         )
 
 
-def trained_weights(model: nn.Module) -> dict[str, Tensor]:
-    """{name: weight} of what is trained, as it stands: copy it to go back to it."""
-    return {name: parameter.detach() for name, parameter in model.named_parameters() if parameter.requires_grad}
-
-
-@dataclass
-class EarlyStopping:
-    """Tells when the held-out loss has not fallen below its lowest for `patience` measurements in a row.
-
-    >>> stopping = EarlyStopping(patience=2)
-    >>> [stopping.update(loss) for loss in (3.0, 2.0, 2.5, 2.4)]
-    [False, False, False, True]
-    """
-
-    patience: int
-    lowest: float = math.inf
-    misses: int = 0
-
-    def __post_init__(self) -> None:
-        if self.patience < 1:
-            raise ValueError(f"patience is {self.patience}: wait for at least 1 measurement")
-
-    def update(self, loss: float) -> bool:
-        """Take one measurement in; True when it is time to stop. What is not finite counts as no better."""
-        is_better = math.isfinite(loss) and loss < self.lowest
-        self.misses = 0 if is_better else self.misses + 1
-        self.lowest = loss if is_better else self.lowest
-        return self.is_over
-
-    @property
-    def is_over(self) -> bool:
-        return self.misses >= self.patience
-
-
 def with_progress(records: Iterable[StepRecord], total: int) -> Iterator[StepRecord]:
     """The same records, with a progress bar of tqdm that shows the loss, in a terminal or a notebook. A run that goes
     on begins where its first record is."""

@@ -32,7 +32,8 @@ from course_lib.runs.pretraining import pretrain
 from course_lib.runs.ranks import check
 from course_lib.runs.recipes import Pretraining
 from course_lib.schedules import Schedule
-from course_lib.training import EarlyStopping, held_out_loss, new_model, step, token_loss, train
+from course_lib.stopping import EarlyStopping
+from course_lib.training import held_out_loss, new_model, step, token_loss, train
 from course_lib.vocabulary import IGNORE_INDEX, Vocabulary
 
 LOGITS_NV, LABELS_N = torch.zeros(4, 9), torch.zeros(4, dtype=torch.long)

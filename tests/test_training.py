@@ -16,7 +16,6 @@ from course_lib.objectives import Batch
 from course_lib.optimizers import make_optimizer
 from course_lib.runtime import seeded
 from course_lib.training import (
-    EarlyStopping,
     StepRecord,
     batch_loss,
     held_out_loss,
@@ -445,48 +444,6 @@ def test_a_rate_may_be_a_number_and_tokens_go_on_from_those_read_before():
     assert record.tokens_per_second == pytest.approx(8 * 24 / record.seconds)
     assert record.memory > 1e7
     assert record.held_out is None
-
-
-# ---------------------------------------------------------------- knowing when to stop
-
-
-def stops_after(patience, losses):
-    """How many measurements it takes in before it says so, None where it never does."""
-    stopping = EarlyStopping(patience)
-    return next((n for n, loss in enumerate(losses, 1) if stopping.update(loss)), None)
-
-
-@pytest.mark.parametrize(
-    ("patience", "losses", "wanted"),
-    [
-        (1, [3, 2, 2], 3),  # equal is no better
-        (2, [3, 2, 2.5, 2.4], 4),  # falling again, and yet above the lowest
-        (2, [3, 2, 2.5, 1.9, 2.0, 1.8, 1.7], None),  # a new lowest starts the count anew
-        (3, [1, math.nan, math.nan, math.nan], 4),
-        (2, [1, math.inf, 0.5, math.nan, 0.7], 5),
-        (2, [1, -math.inf, 0.5, 0.6, 0.4, 0.5, 0.5], 7),  # nonsense does not become the lowest
-        (2, [math.nan, 5, 4, 3, 2], None),
-        (1, [math.inf], 1),
-    ],
-)
-def test_patience_ends_after_so_many_measurements_in_a_row_that_are_not_below_the_lowest(patience, losses, wanted):
-    assert stops_after(patience, losses) == wanted
-
-
-def test_patience_goes_on_where_it_was_left():
-    losses = [3, 2, 2.5, 2.4, 2.3]
-    first = EarlyStopping(3)
-    for loss in losses[:3]:
-        first.update(loss)
-    second = EarlyStopping(3, first.lowest, first.misses)
-    assert [second.update(loss) for loss in losses[3:]] == [False, True]
-    forgetful = EarlyStopping(3)
-    assert [forgetful.update(loss) for loss in losses[3:]] == [False, False]  # the control
-
-
-def test_no_patience_is_refused():
-    with pytest.raises(ValueError, match="patience is 0: wait for at least 1 measurement"):
-        EarlyStopping(0)
 
 
 def test_a_progress_bar_hands_on_the_records_and_shows_step_and_loss(capsys):

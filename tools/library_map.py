@@ -10,7 +10,7 @@ from pathlib import Path
 
 LIBRARY = Path(__file__).resolve().parents[1] / "course_lib"
 LAYERS = [
-    {"runtime", "files", "vocabulary", "masks", "spans", "schedules", "optimizers", "precision", "plots"},
+    {"runtime", "files", "vocabulary", "masks", "spans", "schedules", "optimizers", "precision", "stopping", "plots"},
     {"records", "tokenizer", "layers", "objectives", "weights"},
     {"data", "model", "checkpoint"},
     {"peft", "training", "generation", "evaluation", "pretrained", "architectures", "recomputation"},

@@ -5,7 +5,6 @@ Axes: B text of the batch, T position in it, N text, C class, E channel of the m
 """
 
 import contextlib
-import copy
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -23,8 +22,8 @@ from course_lib.finetuning.heads import Classifier
 from course_lib.optimizers import Optimizer, make_optimizer
 from course_lib.runtime import autocast, seeded
 from course_lib.schedules import Schedule
+from course_lib.stopping import BestWeights
 from course_lib.tokenizer import Tokenizer
-from course_lib.training import EarlyStopping, trained_weights
 
 DEAD = 1e-8  # a feature whose spread is below this share of the largest says nothing
 
@@ -165,7 +164,7 @@ def epochs(
     rates = iter(map(Schedule("linear", how.rate, max(1, total), warmup=total // 10), range(total)))
     optimizer = make_optimizer(classifier, weight_decay=how.weight_decay, betas=(0.9, 0.999))
     randomness: list[torch.Tensor] = []
-    stopping, best = EarlyStopping(how.patience or how.epochs + 1), None
+    best = BestWeights(classifier, how.patience)
     for number in range(how.epochs):
         batches = [collate([examples[n] for n in numbers]) for numbers in _batches(encoded, how, order)]
         with _training(classifier, how.dropout), _drawing_from(randomness, how.seed):
@@ -173,9 +172,8 @@ def epochs(
         sizes = [len(batch["labels"]) for batch in batches]
         measured = {} if held_out is None else _measured(classifier, *held_out, tokenizer, how.max_tokens)
         if measured:
-            stopping.update(measured["held_out"])
-            measured["is_best"] = measured["held_out"] == stopping.lowest
-            best = copy.deepcopy(trained_weights(classifier)) if measured["is_best"] else best
+            best.update(measured["held_out"])
+            measured["is_best"] = best.is_best
         read = sum(batch["input_ids"].numel() for batch in batches)
         yield Epoch(
             number=number + 1,
@@ -185,12 +183,10 @@ def epochs(
             padding=read - sum(int(batch["attention_mask"].sum()) for batch in batches),
             **measured,
         )
-        if stopping.is_over:
+        if best.is_over:
             break
-    if best is not None:
-        classifier.load_state_dict(best, strict=False)
-    elif held_out is not None and how.epochs:
-        raise FloatingPointError("the held-out loss was finite after none of the epochs: lower the rate")
+    if held_out is not None and how.epochs:
+        best.restore()
     classifier.eval()  # also without an epoch
 
 

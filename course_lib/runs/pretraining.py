@@ -26,7 +26,8 @@ from course_lib.pretrained import load_model, model_files
 from course_lib.records import Record, check_same
 from course_lib.runs.recipes import Pretraining
 from course_lib.runtime import fast_dtype, pick_device, seeded
-from course_lib.training import ALONE, EarlyStopping, Engine, StepRecord, held_out_loss, train
+from course_lib.stopping import EarlyStopping
+from course_lib.training import ALONE, Engine, StepRecord, held_out_loss, train
 
 if TYPE_CHECKING:
     from course_lib.runs.probe import SentimentProbe
@@ -156,7 +157,7 @@ class _Sitting:
             Record(checkpoints.folder / "record.jsonl", command=f"course pretrain {run.name}", about=about),
             model,
             make_optimizer(model, run.optimizer, weight_decay=run.weight_decay),
-            EarlyStopping(run.patience or run.steps),
+            EarlyStopping(run.patience),
             [held_out.batch(k) for k in range(min(run.held_out_batches, held_out.batches_per_epoch))],
             chosen.agreed(fast_dtype(device)) if run.dtype == "auto" else getattr(torch, run.dtype),
             chosen,

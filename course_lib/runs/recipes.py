@@ -13,7 +13,8 @@ from course_lib.optimizers import KINDS
 from course_lib.pretrained import load_config, load_model
 from course_lib.records import check_same
 from course_lib.schedules import Schedule
-from course_lib.training import EarlyStopping, new_model
+from course_lib.stopping import EarlyStopping
+from course_lib.training import new_model
 
 DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -78,8 +79,7 @@ class Pretraining:
             raise ValueError(f"optimizer {self.optimizer!r} is unknown: choose one of {', '.join(KINDS)}")
         if self.dtype not in DTYPES:
             raise ValueError(f"dtype {self.dtype!r} is unknown: choose one of {', '.join(DTYPES)}")
-        if self.patience is not None:
-            EarlyStopping(self.patience)
+        EarlyStopping(self.patience)
         if not (math.isfinite(self.weight_decay) and self.weight_decay >= 0):
             raise ValueError(f"weight_decay is {self.weight_decay}: give a number of at least 0, such as 0.05")
         _ = self.schedule

@@ -2,7 +2,6 @@
 by epoch, and end with the model as it was after the epoch with the lowest held-out loss.
 """
 
-import copy
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -30,8 +29,9 @@ from course_lib.runs.finetuning.examples import Examples
 from course_lib.runs.finetuning.tuned import Base, Tuned, TunedClassifier, TunedWriter
 from course_lib.runtime import seeded
 from course_lib.schedules import Schedule
+from course_lib.stopping import BestWeights
 from course_lib.tokenizer import Tokenizer
-from course_lib.training import EarlyStopping, StepRecord, held_out_loss, train, trained_weights
+from course_lib.training import StepRecord, held_out_loss, train
 
 LINES_AN_EPOCH = 4  # of steps, where an epoch is long enough
 
@@ -67,10 +67,7 @@ class Learned:
     @property
     def best(self) -> Point:
         """The epoch whose model was kept."""
-        found = [point for point in self.points if point.is_best]
-        if not found:
-            raise FloatingPointError("the held-out loss was never a finite number: lower the rate")
-        return found[-1]
+        return [point for point in self.points if point.is_best][-1]
 
 
 def learn_classes(
@@ -166,21 +163,20 @@ def _taught(
 ) -> list[Point]:
     """Train epoch by epoch, and go back to the best one."""
     an_epoch = math.ceil(len(encoded) / how.batch_size)
-    points, rows, best = [], [], {}
-    stopping = EarlyStopping(how.patience or how.epochs)
+    points, rows, best = [], [], BestWeights(decoder, how.patience)
     for row in _steps(decoder, encoded, collate, how, lambda: held_out_loss(decoder, held_out)):
         rows.append(row)
         if row.held_out is None:
             if row.step % math.ceil(an_epoch / LINES_AN_EPOCH) == 0:
                 progress(f"step {row.step} of {how.epochs * an_epoch}: loss {row.loss:.3f}")
             continue
-        is_best = row.held_out < stopping.lowest
-        points.append(Point(row.step // an_epoch, _mean_loss(rows), row.held_out, is_best=is_best))
+        is_over = best.update(row.held_out)
+        points.append(Point(row.step // an_epoch, _mean_loss(rows), row.held_out, is_best=best.is_best))
         progress(f"epoch {points[-1].epoch} of {how.epochs}: {points[-1]}")
-        best, rows = copy.deepcopy(trained_weights(decoder)) if is_best else best, []
-        if stopping.update(row.held_out):
+        rows = []
+        if is_over:
             break
-    decoder.load_state_dict(best, strict=False)
+    best.restore()
     decoder.eval()
     return points
 
