@@ -5,6 +5,8 @@ tools/make_docs.py draws them.
 """
 
 import ast
+import re
+from functools import cache
 from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
@@ -22,7 +24,8 @@ LAYERS = [
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}
 
 
-def modules_of(library: Path) -> dict[str, Path]:
+@cache
+def modules_of(library: Path = LIBRARY) -> dict[str, Path]:
     """{dotted name below course_lib: path}, the package's own __init__ left out."""
     paths = {path.relative_to(library).with_suffix("").parts: path for path in library.rglob("*.py")}
     paths = {parts[:-1] if parts[-1] == "__init__" else parts: path for parts, path in paths.items()}
@@ -70,6 +73,7 @@ def violations(library: Path):
         yield f"imports in a circle: {' -> '.join(circle.args[1])}"
 
 
+@cache
 def rooms_of(library: Path = LIBRARY) -> dict[str, set[str]]:
     """{room: the other rooms that it imports from}, from the bottom layer up, by name within one."""
     modules = modules_of(library)
@@ -91,14 +95,14 @@ def direct(rooms: dict[str, set[str]]) -> dict[str, set[str]]:
     }
 
 
-def purpose_of(room: str, library: Path = LIBRARY) -> str:
-    """The first sentence of a room's docstring, up to its first colon, semicolon or full stop if that is long.
+def purpose_of(module: str, library: Path = LIBRARY) -> str:
+    """The first sentence of a module's docstring; its dotted name is given below course_lib.
 
-    Raises ValueError if the room has no docstring.
+    Raises ValueError if it has none.
     """
-    path = library / f"{room}.py"
-    path = path if path.is_file() else library / room / "__init__.py"
+    path = modules_of(library)[module]
     words = ast.get_docstring(ast.parse(path.read_text("utf-8")))
     if not words:
-        raise ValueError(f"{path.name} of {room} has no docstring: say in its first line what the room is for")
-    return " ".join(words.split("\n\n")[0].split())
+        raise ValueError(f"{module} has no docstring: say in its first line what it is for")
+    paragraph = " ".join(words.split("\n\n")[0].split("    Axes:")[0].split())
+    return re.split(r"(?<=[.?]) +(?=[A-Z])", paragraph)[0]
