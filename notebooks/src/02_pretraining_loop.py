@@ -7,9 +7,9 @@
 # %% [markdown] name="title"
 # # 02 The pre-training loop
 #
-# **What happens between a batch of text and a model that is good for something?** A loop: read, be wrong, be told how, move a
-# little. It fits on one screen. Nearly everything that goes wrong in pre-training goes wrong in one of its lines, and without
-# an error message.
+# **What happens between a batch of text and a model that is good for something?** Chapter 1 trained five models by a loop
+# that stayed out of sight: read, be wrong, be told how, move a little. It fits on one screen. Nearly everything that goes
+# wrong in pre-training goes wrong in one of its lines, and without an error message.
 #
 # You will
 #
@@ -17,12 +17,11 @@
 # - make three measurements that should come before any long run;
 # - move a schedule, and find the step that it wastes;
 # - train from sliders, watch, stop, and lay runs over each other;
-# - measure whether a language model is any good, and foretell, roughly, how good it will become;
+# - measure whether a language model is any good, and predict from the beginning of a run how good it will become;
 # - kill a training process without warning, and lose nothing.
 #
-# **How to read it.** Run the cells in order with Shift+Enter, or all of them with *Run → Run All Cells*, which takes a few
-# minutes. Where it says *Predict*, commit to a guess before you run on: what it comes to stays folded until you do. A measured number
-# comes from the cell above it, on your machine, or from a recorded run that the text names.
+# **How to read it.** As [00 Start here](00_start_here.ipynb) explains. Section 9 starts training processes and kills one of
+# them; it writes to a temporary folder only.
 #
 # **If you build compilers:** pre-training is the bootstrap. It runs once, it takes long, and everybody afterwards lives off its
 # output, so it must be reproducible and must survive a power cut. The analogy breaks where a bootstrap either reaches its fixed
@@ -37,20 +36,25 @@ progress("02")
 # <details><summary><b>Words used below</b> (unfold when you meet one)</summary>
 #
 # - **Step**: one change of the weights. **Batch**: the rows of text that it is computed from; **micro-batch**: a part of them
-#   that fits into memory. **Epoch**: once through the text. **Target**: a token that the model is asked for.
-# - **Loss**: minus the natural logarithm of the probability given to the right token, in *nats*, averaged over targets.
+#   that fits into memory. **Epoch**: once through the text. **Target**: a token that the model is asked for; its **label** is
+#   the right answer.
+# - **Loss**: minus the natural logarithm of the probability given to the right token, averaged over the targets, in *nats per
+#   target*. A causal model is asked for every token, so there it is *nats per token* as well.
 # - **Gradient**: for each weight, how the loss changes with it. Its **norm** is its length as one long vector; **clipping**
 #   shortens it to a largest length.
-# - **Learning rate**: how far a step goes. **Schedule**: the rate as a function of the step. **Warm-up**: its rise at the
-#   beginning. **Weight decay**: pulling weights towards 0 at each step.
-# - **Optimiser**: turns gradients into steps. AdamW divides each by its usual size, which it remembers in two *moments*.
-# - **Held-out**: text that no model in this course is trained on.
-# - **Checkpoint**: everything that it takes to go on with a run. **Rung**: one of the checkpoints kept along the way.
+# - **Learning rate**, *rate* for short: how far a step goes. **Schedule**: the rate as a function of the step. **Warm-up**: its
+#   rise at the beginning. **Weight decay**: pulling weights towards 0 at each step.
+# - **Optimiser**: turns gradients into steps. AdamW divides each by its usual size, and remembers two *moments* to do so.
+#   **Dropout**: setting some values to 0 at random while training.
+# - **Held out**: text that no model of this course is trained on. **Seed**: what a random generator starts from.
+# - **Checkpoint**: everything that it takes to go on with a run, or only the model as it was at some step.
+# - **Probe**: a logistic regression on a model's *frozen* features. **Bag of words**: a classifier that knows which words occur
+#   and not in which order.
 # - **Names in the code** end in their axes: `logits_NV` has a row for each target (N), a column for each token of the
 #   vocabulary (V).
 # </details>
 
-# %% name="setup" tags=["setup"]
+# %% name="setup" tags=["setup"] jupyter={"source_hidden": true}
 import copy
 import itertools
 import math
@@ -99,9 +103,8 @@ vocabulary = tokenizer.vocabulary
 device = pick_device()
 
 # %% [markdown] name="text"
-# The text is that of chapter 1: film reviews, cut into rows of tokens, and other reviews held out. The model of the
-# experiments is small, so that a step takes a moment; the course's own two checkpoints, which took much longer, come in
-# section 7.
+# The text is that of chapter 1: film reviews, cut into rows of tokens, and others held out. The model of the experiments is
+# small, so that a step takes a moment; the course's own two models, which took much longer, come in sections 7 and 8.
 
 # %% name="read-text"
 ROW = 64
@@ -117,7 +120,7 @@ Markdown(
 # %% [markdown] name="loop"
 # ## 1 The loop, whole
 #
-# Here it is. Read it once as a compiler would: every line has exactly one reason to be there.
+# Here it is. Every line has one reason to be there, and the comment beside it says which.
 
 # %% name="loop-by-hand"
 STEPS = 30
@@ -151,12 +154,12 @@ for number in range(STEPS):
 
 # %% [markdown] name="loop-library-question"
 # The library has the same loop as a *generator*: it takes a step, hands you a record of it, and waits. You print, plot, save
-# or walk away; it has no opinion. `course_lib/training.py` is short enough to read over a coffee.
+# or stop. `course_lib/training.py` is short enough to be read whole.
 #
 # **Predict.** Same seed, same batches, same schedule, another implementation. By how much will the weights differ after
 # the last step?
 
-# %% name="predict-bits"
+# %% name="predict-bits" jupyter={"source_hidden": true}
 bits_guess = guess(
     "How far apart are the weights?", ["not one bit", "in the last digits", "visibly, and the losses agree"]
 )
@@ -184,7 +187,7 @@ compare(
     f"Of {model.n_parameters():,} weights, {differing:,} differ"
     + (
         ": the two are the same to the bit. On one machine, with one number of threads, that is the right thing to ask for, "
-        "and it makes bugs findable: whatever changes a bit has changed the computation."
+        "and it makes bugs easy to find: whatever changes a bit has changed the computation."
         if differing == 0
         else ". On a CPU with a fixed number of threads none should; a GPU may add in another order."
     ),
@@ -209,10 +212,11 @@ table(
 #
 # A long run is expensive, so spend a minute first. Three measurements find most wiring mistakes.
 #
-# **First: the loss of a model that has learned nothing.** It spreads its bets evenly over the vocabulary. **Predict** the
-# number: how many nats does an even bet on this vocabulary cost?
+# **First: the loss of a model that has learned nothing.** It spreads its bets evenly over the vocabulary.
+#
+# **Predict.** How many nats does an even bet on this vocabulary cost?
 
-# %% name="predict-start"
+# %% name="predict-start" jupyter={"source_hidden": true}
 start_guess = guess_number("Loss before the first step", low=0, high=20, step=0.01, unit="nats per target")
 display(start_guess)
 
@@ -234,9 +238,9 @@ compare(
 )
 
 # %% [markdown] name="overfit"
-# **Second: overfit one batch.** A model with more weights than a batch has tokens can learn it by heart. If the loss on one
-# batch, shown again and again, does not go to nearly nothing, then something is broken: a graph cut in two, a rate of zero, a part
-# that is frozen.
+# **Second: overfit one batch.** A model with many more weights than a batch has tokens can learn it by heart. If the loss on
+# one batch, shown again and again, does not fall to nearly nothing, then something is broken: a graph cut in two, a rate of
+# zero, a part that is frozen.
 
 # %% name="overfit-one-batch"
 one = PretrainingDataset(packed, vocabulary, "causal", batch_size=4).batch(0)
@@ -269,9 +273,11 @@ Markdown(
 # %% [markdown] name="range-test"
 # **Third: which learning rate?** Raise it a little at every step, from far too small to far too large, and watch the loss
 # (arXiv:1506.01186). Below some rate nothing moves, above some rate it gets worse. Say that a rate helps where it has brought the
-# loss down by 0.3 nats, and hurts where it has brought it up again by as much. **Predict:** by what factor do these two differ?
+# loss down by 0.3 nats, and hurts where it has brought it up again by as much.
+#
+# **Predict.** By what factor do these two rates differ?
 
-# %% name="predict-range"
+# %% name="predict-range" jupyter={"source_hidden": true}
 range_guess = guess(
     "From the rate that begins to help to the one that begins to hurt",
     [("about 3", 3), ("about 30", 30), ("about 300", 300)],
@@ -324,23 +330,26 @@ compare(
 # ## 3 A rate that changes
 #
 # Far away from the goal long steps pay, near it short ones; and at the very beginning the optimiser does not know yet how large
-# gradients are, so it should not go far. Hence warm-up, plateau, decay. The explorer shows the shapes, and two mistakes that
-# are in a great many scripts.
+# gradients are, so it should not go far. Hence warm-up, plateau, decay. The explorer shows the shapes, and two common mistakes.
 #
 # **Predict.** Many loops set the rate to `peak * step / warmup` with steps counted from 0. What does their first step do?
 
-# %% name="predict-first-step"
+# %% name="predict-first-step" jupyter={"source_hidden": true}
 first_guess = guess(
     "The first step of peak * step / warmup",
     ["it is very small", "nothing: its batch is read for nothing", "it is as large as the last"],
 )
 display(first_guess)
 
+# %% [markdown] name="move-schedule"
+# **Move.** Lengthen the warm-up until the run no longer reaches its peak. What happens to the highest rate of the run? Then
+# choose the settings of the source (the text that this course grew out of) under *begin with*: how far does its fine-tuning get?
+
 # %% name="explore-schedules"
 schedules_box = schedule_explorer()
 schedules_box
 
-# %% name="schedule-without-a-kernel"
+# %% name="schedule-without-a-kernel" jupyter={"source_hidden": true}
 shown = compute_schedule(shape="cosine", warmup=100, total=1000, peak=1e-3, floor=0.1)
 plots.show(draw_schedule(shown), alt=describe_schedule(shown))
 
@@ -354,7 +363,7 @@ moved_right = sum(int((wasted.state_dict()[name] != tensor).sum()) for name, ten
 compare(
     first_guess,
     f"From 0, the first step moves {moved_wrong:,} weights; a warm-up that begins at 1 / warmup moves {moved_right:,}. In a run "
-    "of a million steps nobody notices. In a fine-tuning of a few dozen it is a share of the whole.",
+    "of a million steps nobody notices. In a fine-tuning of a few dozen steps it is a part of the whole.",
     "nothing: its batch is read for nothing" if moved_wrong == 0 else "it is very small",
 )
 
@@ -363,10 +372,11 @@ SENTENCES, EPOCHS, BATCH = 6, 3, 2
 source_steps = EPOCHS * math.ceil(SENTENCES / BATCH)
 reached = linear(source_steps - 1, warmup=100, total=max(source_steps, 101))
 Markdown(
-    "**Two settings of the text that this course grew out of** (its claims are weighed at the end). *Pre-training, warm-up 10,000 of 1,000,000 steps:* the rate "
-    f"peaks after {10_000 / 1_000_000:.0%} of the run. *Fine-tuning with 100 warm-up steps on {SENTENCES} sentences, batches of "
-    f"{BATCH}, {EPOCHS} epochs:* that run has {source_steps} steps, and its last one is taken at {reached:.0%} of the peak. "
-    "The warm-up outlasts the run; the peak rate in its table was never used. `Schedule` refuses such a run, and says why:"
+    "<details><summary>Moved it? Compare</summary>\n\nA warm-up that outlasts the run never reaches the peak: the highest rate is "
+    "the share of the warm-up that fits. The source's *pre-training, warm-up 10,000 of 1,000,000 steps*, peaks after "
+    f"{10_000 / 1_000_000:.0%} of the run. Its *fine-tuning with 100 warm-up steps* on {SENTENCES} sentences, in batches of "
+    f"{BATCH} and {EPOCHS} epochs, has {source_steps} steps, and takes its last one at {reached:.0%} of the peak: the peak rate in "
+    "its table was never used.\n\n</details>\n\n`Schedule` refuses such a run, and says why:"
 )
 
 # %% name="refused-schedule"
@@ -378,14 +388,14 @@ except ValueError as error:
 # %% [markdown] name="decay"
 # ## 4 What decays
 #
-# Weight decay pulls weights to 0 so that large ones must earn their size. It makes sense for matrices. It makes no sense for the
-# scale of a normalisation, whose neutral value is 1, or for a bias. A widespread rule decides by *name*: what has "bias",
-# "norm" or "embedding" in it is spared. The other rule decides by *shape*: matrices decay, vectors don't.
+# Weight decay pulls weights towards 0 so that large ones must earn their size. That makes sense for matrices, and none for the
+# scale of a normalisation, whose neutral value is 1; biases are spared as well. A widespread rule decides by *name*: what has
+# "bias", "norm" or "embedding" in it does not decay. Another decides by *shape*: matrices decay, vectors do not.
 #
 # **Predict.** Apply the rule by name to a decoder laid out as GPT-2, where the normalisations are called `ln_1`, `ln_2`,
 # `ln_f` and the embeddings `wte`, `wpe`. What goes wrong?
 
-# %% name="predict-decay"
+# %% name="predict-decay" jupyter={"source_hidden": true}
 decay_guess = guess(
     "By name, on GPT-2's layout",
     ["nothing", "scales of normalisations decay", "biases of normalisations decay", "embeddings do not decay"],
@@ -422,7 +432,7 @@ compare(
         if rows[1][3] == 0
         else f"In BERT's layout it lets {rows[1][3]} more decay. "
     )
-    + "Whether embeddings should decay is a matter of taste; that it depends on what somebody called them is not.",
+    + "Whether embeddings should decay is a choice; it should not depend on what somebody called them.",
     "scales of normalisations decay" if missed else "nothing",
 )
 
@@ -432,14 +442,14 @@ compare(
 # Most batches pull about equally hard; now and then one pulls much harder: a page of HTML, a table of names, a row that is one
 # word repeated. Clipping keeps the direction and cuts the length.
 
-# %% name="gradient-norms"
+# %% name="gradient-norms" jupyter={"source_hidden": true}
 CALM = 60
 norms = [r.gradient_norm for r in train(new_model(Decoder, small), dataset, steps=CALM, rate=warm_up)]
 plots.show(
     plots.draw_histogram(
         {"as computed": norms, "as used, clipped at 1": [min(1.0, norm) for norm in norms]},
         references={"clip": 1.0},
-        xlabel="norm of the gradient",
+        xlabel="norm of the gradient, one count per step",
     ),
     alt="Histogram of gradient norms over the first steps, before and after clipping at 1.",
 )
@@ -455,16 +465,17 @@ Markdown(
     f"{float(np.median(norms)):.2f}. "
     + ("At the beginning clipping is the rule; " if clipped > CALM / 2 else "Clipping is an exception here; ")
     + f"in the long run of the course's decoder {np.mean(np.array(early) > 1):.0%} of the recorded steps were clipped in the first "
-    f"twentieth of the run, and {np.mean(np.array(late) > 1):.1%} after it: by then a clipped step is news."
+    f"twentieth of the run, and {np.mean(np.array(late) > 1):.1%} after it"
+    + (": by then a clipped step is worth a look." if np.mean(np.array(late) > 1) < 0.05 else ".")
 )
 
 # %% [markdown] name="poison"
 # Now poison one batch: every row is a single token, repeated, as when a page of rubbish slips through. Two optimisers meet it,
 # each with clipping and without: SGD with momentum, whose step grows with the gradient, and AdamW, which divides by the usual size.
 #
-# **Predict.** Who is hurt most?
+# **Predict.** Which run is hurt most?
 
-# %% name="predict-poison"
+# %% name="predict-poison" jupyter={"source_hidden": true}
 poison_guess = guess("Hurt most by one bad batch", ["SGD without clipping", "AdamW without clipping", "nobody"])
 display(poison_guess)
 
@@ -504,7 +515,14 @@ for kind, clip in tqdm(list(itertools.product(("SGD", "AdamW"), (math.inf, 1.0))
     harm[kind, clip] = run_with(kind, clip, with_poison(dataset))
 say = lambda found, step: f"{found[step]:.2f}" if step in found else "diverged"
 table(
-    ["optimiser", "clip", "held-out before", "right after the bad batch", "20 steps later", "its gradient norm"],
+    [
+        "optimiser",
+        "clip",
+        "held-out loss before",
+        "right after the bad batch",
+        "20 steps later",
+        "norm of its gradient",
+    ],
     [
         [
             kind,
@@ -525,7 +543,7 @@ compare(
     f"Right after the batch the held-out loss has changed by {SGD:+.2f} with SGD and no clipping, "
     f"{damage['SGD', 1.0]:+.2f} with SGD and clipping, {ADAMW:+.2f} with AdamW, {damage['AdamW', 1.0]:+.2f} with AdamW and "
     "clipping. "
-    + ("And SGD without clipping did not live to the end of its run. " if AT + 21 not in harm["SGD", math.inf] else "")
+    + ("And SGD without clipping diverged before the end of its run. " if AT + 21 not in harm["SGD", math.inf] else "")
     + "AdamW bounds each step by its memory of usual sizes, so one batch can lead it astray only a little.",
     "SGD without clipping"
     if worst == ("SGD", math.inf)
@@ -540,18 +558,33 @@ compare(
 # Your turn. The model is a small encoder that fills in masks. Start a run, stop it when you have seen enough, change one slider,
 # start again: the curves stay. Runs go on in a thread of their own, so *Stop* answers at once.
 #
-# **Find out:** the highest peak rate that still learns; what a warm-up of one step does at that rate; whether twice the batch
-# gets as far with the same number of *tokens*; and what becomes of the loss when 60 % of the tokens are to be guessed (a harder
-# question: its loss can be compared with that of other runs at 60 % alone).
+# **Move.** Raise the peak rate until a run no longer learns; what does a longer warm-up do at that rate? Does twice the batch
+# get as far with the same number of *tokens*? And what happens to the loss when 60 % of the tokens are to be guessed? (That is a
+# harder question: its loss can only be compared with that of other runs at 60 %.)
 
 # %% name="training-lab"
 lab = TrainingLab(packed, vocabulary)
 lab
 
-# %% name="training-lab-without-a-kernel"
+# %% name="training-lab-without-a-kernel" jupyter={"source_hidden": true}
 for peak in (2e-4, 2e-3):
     lab.train_now(peak_rate=peak, steps=100)
 lab.picture()
+
+# %% name="training-lab-answer" jupyter={"source_hidden": true}
+runs_so_far = table(
+    ["run", "peak rate", "warm-up", "batch", "mask probability", "steps", "tokens read", "loss at its end, nats per target"],
+    [
+        [run.number, f"{run.settings.peak_rate:.1e}", run.settings.warmup, run.settings.batch_size, f"{run.settings.mask_prob:.0%}",
+         len(run.records), f"{run.records[-1].tokens:,}", f"{run.loss:.2f}"]
+        for run in lab.runs if run.records
+    ],
+)  # fmt: skip
+Markdown(
+    f"<details><summary>Moved it? Compare</summary>\n\nAll runs of the lab so far (run this cell again after yours):\n\n{runs_so_far.data}\n\n"
+    "Runs that differ in one setting alone, and read equally many tokens, can be compared; runs at other mask probabilities have "
+    f"other questions. A run that has learned nothing stays near ln V, {uniform_loss(vocabulary):.2f}.\n\n</details>"
+)
 
 # %% [markdown] name="any-good"
 # ## 7 Is it any good?
@@ -560,13 +593,13 @@ lab.picture()
 # text by the number of its *bytes*, and it can be compared with anything that predicts text, a compressor included: a
 # compressor is a language model with another interface.
 #
-# The course's own decoder was pre-trained by `course pretrain decoder`, a run that took longer than a chapter can wait; three
-# rungs of it are in `data/checkpoints`, each with a card. Your machine measures them now, on reviews that were in no training text.
+# The course's own decoder was pre-trained by `course pretrain decoder`, a run that took longer than a chapter can wait. Three of
+# its checkpoints are in `data/checkpoints`, each with a card. Your machine measures them now, on held-out reviews.
 #
 # **Predict.** A smoothed bigram knows, for each token, which token tends to follow. How does the better of two general compressors,
 # which has read all of the training text, compare with it?
 
-# %% name="predict-compressor"
+# %% name="predict-compressor" jupyter={"source_hidden": true}
 compressor_guess = guess("Bits per byte, fewest wins", ["the compressor", "the bigram", "about equal"])
 display(compressor_guess)
 
@@ -583,10 +616,10 @@ bits = {
     "unigram": bits_per_byte(unigram_loss(training_stream, stream[1:], vocabulary) * (len(stream) - 1), n_bytes),
     "bigram, smoothed": bits_per_byte(Bigram.fit(training_stream, vocabulary).nats(stream).sum(), n_bytes),
 }
-rungs = {}
-for name in tqdm(["decoder_early", "decoder_middle", "decoder"], desc="rungs"):
-    rungs[name] = load_checkpoint(name).to(device)
-    bits[name] = bits_per_byte(stream_nats(rungs[name], stream).sum(), n_bytes)
+decoders = {}
+for name in tqdm(["decoder_early", "decoder_middle", "decoder"], desc="checkpoints"):
+    decoders[name] = load_checkpoint(name).to(device)
+    bits[name] = bits_per_byte(stream_nats(decoders[name], stream).sum(), n_bytes)
 compressors = {name: quality.values("bits_per_byte", name=name)[-1][1] for name in ("xz", "bzip2")}
 best_compressor = min(compressors, key=compressors.get)
 plots.show(
@@ -594,7 +627,7 @@ plots.show(
         list(bits), list(bits.values()), references={f"{best_compressor} (recorded)": compressors[best_compressor]},
         xlabel="bits per byte of held-out reviews",
     ),
-    alt="Bits per byte of held-out reviews for counting models and three rungs of the decoder, beside a compressor.",
+    alt="Bits per byte of held-out reviews for counting models and three checkpoints of the decoder, beside a compressor.",
 )  # fmt: skip
 
 # %% name="explain-bits" jupyter={"source_hidden": true}
@@ -603,7 +636,7 @@ gap = compressors[best_compressor] - bigram
 compare(
     compressor_guess,
     f"The compressor needs {compressors[best_compressor]:.2f} bits per byte (recorded on all dev reviews, with all of the training text read "
-    f"first), the bigram {bigram:.2f}, and the decoder {best_bits:.2f}, down from {bits['decoder_early']:.2f} at its early rung"
+    f"first), the bigram {bigram:.2f}, and the decoder {best_bits:.2f}, down from {bits['decoder_early']:.2f} at its early checkpoint"
     + (", where counting pairs was still ahead of it. " if bits["decoder_early"] > bigram else ". ")
     + (
         "A compressor finds what was there before word for word, and reviews seldom repeat each other; knowing what *kind* of "
@@ -611,13 +644,13 @@ compare(
         if gap > 0
         else "The compressor has more memory than the bigram, which sees one token back."
     )
-    + f" In the loop's own unit the decoder stands at {stream_nats(rungs['decoder'], stream).mean():.2f} nats per token.",
+    + f" In the loop's own unit the decoder stands at {stream_nats(decoders['decoder'], stream).mean():.2f} nats per token.",
     "about equal" if abs(gap) < 0.05 else "the bigram" if gap > 0 else "the compressor",
 )
 
 # %% [markdown] name="samples"
-# Numbers are one thing. Here is how each rung goes on from the same words, with the same random numbers. Change the beginning
-# and run the cell again.
+# Here is how each checkpoint goes on from the same words, with the same random numbers. Change the beginning and run the cell
+# again.
 
 # %% name="samples-of-each-rung"
 beginning = "i expected very little of this film , but"
@@ -632,17 +665,21 @@ def sample(model, text, seed):
             return written
 
 
-table(["rung", "and it goes on"], [[name, f"… {sample(model, beginning, seed=4)}"] for name, model in rungs.items()])
+table(
+    ["checkpoint", "and it goes on"],
+    [[name, f"… {sample(model, beginning, seed=4)}"] for name, model in decoders.items()],
+)
 
 # %% [markdown] name="ladder"
-# ## 8 The ladder
+# ## 8 The long run
 #
-# Here is the long run itself: the record of `course pretrain decoder`, with the rungs marked. The rate is constant until seven tenths
-# of the run and then falls to zero. Losses of language models follow a power law in the number of tokens, over many orders of
-# magnitude: `loss = floor + scale · tokens^-exponent`. If that holds, the beginning of a run foretells the rest.
+# Here is that run itself: the record of `course pretrain decoder`. The rate is constant until seven tenths of the run and then
+# falls to zero. Losses of language models have been found to follow a power law in the number of tokens, over many orders of
+# magnitude (arXiv:2001.08361): `loss = floor + scale · tokens^-exponent`. If that holds, the beginning of a run predicts the rest.
 #
-# The law below is fitted on the first quarter of the run, and the rest is hidden. **Predict:** what is the held-out loss at the end
-# of the constant phase?
+# The law below is fitted on the first quarter of the run, and the rest is hidden.
+#
+# **Predict.** What is the held-out loss at the end of the constant phase?
 
 # %% name="fit-the-beginning"
 curve = Record(runs.RECORDS_FOLDER / "pretraining_decoder.jsonl")
@@ -668,7 +705,7 @@ plots.show(
     alt="Held-out loss over the first quarter of the run, with the power law fitted to it.",
 )  # fmt: skip
 
-# %% name="predict-ladder"
+# %% name="predict-ladder" jupyter={"source_hidden": true}
 ladder_guess = guess_number(
     f"Held-out loss after {constant_until / 1e6:.0f} M tokens, at the end of the constant phase",
     low=3.5,
@@ -698,7 +735,7 @@ compare(
     near=0.05,
 )
 
-# %% name="draw-ladder"
+# %% name="draw-ladder" jupyter={"source_hidden": true}
 marks = [
     (t, loss)
     for t, loss in points
@@ -709,16 +746,16 @@ plots.show(
     plots.draw_curves(
         {"held-out loss": in_millions(points), "law of the first quarter": in_millions([(t, law(t)) for t in grid])},
         {"held-out loss": in_millions(marks)},
-        kinds=("whole run", "rungs kept"), log_x=True,
+        kinds=("whole run", "checkpoints kept"), log_x=True,
         xlabel="tokens read, millions (log scale)", ylabel="held-out loss, nats per token",
     ),
-    alt="The whole run: held-out loss against tokens, the law fitted on its first quarter, and the rungs that were kept.",
+    alt="The whole run: held-out loss against tokens, the law fitted on its first quarter, and the checkpoints that were kept.",
 )  # fmt: skip
 
 # %% [markdown] name="live-ladder"
 # Is the record to be believed? The next cell begins the same run here: same seed, same rows, same recipe.
 
-# %% name="first-steps-live"
+# %% name="first-steps-live" jupyter={"source_hidden": true}
 LIVE_STEPS = 6
 whole = len(packed.ids_NT) // 4 * 4  # four rows of this chapter make one of the recipe's
 long_rows = Packed(*(ids[:whole].reshape(-1, 4 * ROW) for ids in (packed.ids_NT, packed.document_ids_NT)))
@@ -747,10 +784,10 @@ Markdown(
 )
 
 # %% [markdown] name="pays"
-# Does the ladder lead anywhere? At each rung a frozen probe read the features, as in chapter 1: logistic regression on few
-# labelled reviews, tested on others. A dashed line is the bag of words that learns from the same labels.
+# Does a lower loss make better features? At each checkpoint a probe read the frozen features, as in chapter 1: logistic
+# regression on few labelled reviews, tested on others. The dashed line is a bag of words that learns from the same labels.
 
-# %% name="draw-probes"
+# %% name="draw-probes" jupyter={"source_hidden": true}
 LABELS = 500
 words = Record(runs.RECORDS_FOLDER / "objectives.jsonl").values(f"probe_{LABELS}", name="bag of words")
 lines = {}
@@ -764,7 +801,7 @@ plots.show(
     plots.draw_curves(
         lines, references={"bag of words": 100 * float(np.mean([v for _, v in words]))}, log_x=True,
         xlabel="tokens read, millions (log scale; the first point stands for none)",
-        ylabel=f"accuracy of a frozen probe, %, {LABELS} labels",
+        ylabel=f"accuracy of the probe, %, from {LABELS} labels",
     ),
     alt="Accuracy of a probe on frozen features against tokens read, for encoder and decoder, beside a bag of words.",
 )  # fmt: skip
@@ -789,7 +826,7 @@ Markdown(
     + f". After an eighth of the run they stood at {' and '.join(f'{value:.1f} %' for value in at_an_eighth.values())}, against "
     f"{bag:.1f} % for the bag of words"
     + (
-        f" (five samples, from {100 * min(v for _, v in words):.1f} to {100 * max(v for _, v in words):.1f} %): whoever had "
+        f" ({len(words)} samples, from {100 * min(v for _, v in words):.1f} to {100 * max(v for _, v in words):.1f} %): whoever had "
         "stopped there could not have said that pre-training pays."
         if max(at_an_eighth.values()) < bag
         else "."
@@ -799,12 +836,12 @@ Markdown(
 # %% [markdown] name="transfer"
 # And fine-tuned? The encoder that the course ships went on for a while, with other masks and another order of the text
 # (`course pretrain encoder_longer`). Below, all of it is trained on few labelled reviews, beside a probe on it as it is, the same
-# model from random weights, and the bag of words. Every method reads the same stretch of the same reviews, and each point is the
-# mean of five samples of labels (`data/records/transfer.jsonl`; `course record transfer` makes it again).
+# model from random weights ("scratch"), and the bag of words. Every method reads the same stretch of the same reviews, and each
+# point is a mean over samples of labelled reviews (`data/records/transfer.jsonl`; `course record transfer` makes it again).
 #
 # **Predict.** With how many labels does fine-tuning win most over the bag of words?
 
-# %% name="predict-transfer"
+# %% name="predict-transfer" jupyter={"source_hidden": true}
 transfer_guess = guess("The largest lead", ["100 labels", "500 labels", "3000 labels"])
 display(transfer_guess)
 
@@ -837,8 +874,8 @@ compare(
     + ", ".join(f"{points:+.1f} with {n:,}" for n, points in over_scratch.items())
     + (f" (where {fallen} of its samples ended near a constant answer, which drags its mean down)" if fallen else "")
     + (
-        ". What was learned without labels is worth most where labels are few, and counting words catches up as they become many: "
-        "a baseline that is left out of the comparison cannot be seen to win."
+        ". What was learned without labels is worth most where labels are few, and counting words catches up as they become many. "
+        "Without that baseline in the comparison nobody would have seen it."
         if max(lead, key=lead.get) == min(lead) and min(lead, key=lead.get) == max(lead)
         else "."
     ),
@@ -847,7 +884,7 @@ compare(
 
 # %% [markdown] name="decisions"
 # Two decisions shaped these models. Each was tried on a pair of short runs that differ in nothing else
-# (`data/records/variants.jsonl`, made by `course record variants`).
+# (`data/records/variants.jsonl`; `course record variants` makes it again).
 #
 # - **Positions.** A masked encoder can learn a vector for each position, as BERT does, or turn its vectors by an angle that grows
 #   with the position, as RoFormer does.
@@ -856,7 +893,7 @@ compare(
 #
 # **Predict.** In which of the two pairs do the held-out losses lie further apart at the end of the short runs?
 
-# %% name="predict-decisions"
+# %% name="predict-decisions" jupyter={"source_hidden": true}
 decisions_guess = guess("What matters more here", ["positions", "optimiser", "neither, by less than 0.1 nats"])
 display(decisions_guess)
 
@@ -894,13 +931,13 @@ compare(
 # %% [markdown] name="kill"
 # ## 9 Survive kill -9
 #
-# Long runs are interrupted: a laptop closes, a machine is taken away. `kill -9` gives a process no chance to say goodbye; so
+# Long runs are interrupted: a laptop closes, a machine is taken away. `kill -9` gives a process no chance to save anything, so
 # whatever it will need must be on the disk already, whole. The cell starts a real process, `course pretrain`, on some
 # reviews, kills it while it trains, and starts it again with `--resume`. Beside it an undisturbed run does the same work.
 #
 # **Predict.** Dropout is on, the order of the rows is random, the rate is on a schedule. How close are the weights in the end?
 
-# %% name="predict-kill"
+# %% name="predict-kill" jupyter={"source_hidden": true}
 kill_guess = guess("After kill -9 and resume", ["equal to the bit", "close", "another model, equally good"])
 display(kill_guess)
 
@@ -928,7 +965,7 @@ doomed.kill()
 print(
     "killed; exit code",
     doomed.wait(),
-    "; whole checkpoints on the disk (every 20 steps, and rungs): steps",
+    "; whole checkpoints on the disk: steps",
     saved.steps(),
 )
 resumed = start("killed", "--resume")
@@ -1009,8 +1046,7 @@ Markdown(
 # %% [markdown] name="exercises"
 # ## Exercises
 #
-# Five pieces of a training run to write. Each check runs yours beside the library's, and says what is wrong in words; it hands
-# your function back if it is right, and the library's otherwise, so that you can go on either way.
+# Five parts of a training run to write. The checks work as in chapter 1: they say what is wrong, and you can go on either way.
 
 # %% [markdown] name="exercise-schedule" tags=["exercise"]
 # ### Exercise 1: warm-up and cosine
@@ -1198,8 +1234,8 @@ take, restore = checks.checkpoint_state(my_take, my_restore)
 # %% [markdown] name="clinic"
 # ## Bug clinic
 #
-# Eight pieces of code that look right and run, each with a classic mistake, all of them from real training scripts. Do not look for it by
-# reading: run the experiment below the code, decide from the numbers what must be wrong, then unfold the diagnosis.
+# Eight more patients: code that looks right and runs, each with a mistake that real training scripts make. As in chapter 1,
+# run the experiment first, decide from its numbers what must be wrong, then unfold the diagnosis.
 
 # %% [markdown] name="clinic-warmup-story"
 # ### Patient 1: a warm-up
@@ -1322,7 +1358,7 @@ def patient_loss(logits_BTV, labels_BT):
 
 
 def loss_when_padded(loss, extra, text="a film that takes its time, and is worth it"):
-    """The loss of one sentence under a model that knows padding when it sees it, with `extra` places of padding."""
+    """The loss of one sentence under a model that knows padding when it sees it, with `extra` tokens of padding."""
     ids = tokenizer.encode(text)
     labels_BT = torch.tensor([ids + [vocabulary.pad] * extra])
     logits_BTV = torch.randn(1, labels_BT.shape[1], vocabulary.size, generator=seeded(2))
@@ -1332,7 +1368,7 @@ def loss_when_padded(loss, extra, text="a film that takes its time, and is worth
 
 # %% name="clinic-padding-experiment"
 table(
-    ["places of padding behind the sentence", "its loss, nats"],
+    ["tokens of padding behind the sentence", "its loss, nats per target"],
     [[extra, f"{loss_when_padded(patient_loss, extra):.2f}"] for extra in (0, 10, 50, 200)],
 )
 
@@ -1598,8 +1634,7 @@ Markdown(f"<details><summary>Patients and cures</summary>\n\n{after_table.data}\
 # %% [markdown] name="claims"
 # ## What is usually said
 #
-# “The source” is the text that this course grew out of; its curves were drawn, not measured. The verdicts are computed from
-# the figures above.
+# The source is the text that this course grew out of, as in chapter 1. The verdicts are computed from the figures above.
 
 # %% name="claims-table" jupyter={"source_hidden": true}
 rows = [
@@ -1640,10 +1675,11 @@ table(["usually said", "the source", "measured here", "verdict"], rows)
 # - A schedule is a function of the step. Look at its first value, its last, and the one after it.
 # - Names are not a rule; shapes are.
 # - Bits per byte let a model be compared with everything that predicts text. Count the simple rivals first.
-# - The beginning of a run foretells its end roughly, and too hopefully where the text repeats.
-# - A checkpoint that cannot be resumed to the bit is a souvenir.
+# - The beginning of a run predicts its end roughly; expect it to be too hopeful where the text repeats.
+# - Test a checkpoint by resuming from it: the weights must be equal to the bit.
 #
-# **Next:** chapter 3 takes the checkpoints of this one, leaves nearly all of their weights alone, and teaches them a task.
+# You now have a pre-trained model and know what went into it. What is the least that must change in it to learn a task? That is
+# the next chapter.
 #
 # ## Sources
 #
@@ -1656,6 +1692,9 @@ table(["usually said", "the source", "measured here", "verdict"], rows)
 #   [arXiv:2203.15556](https://arxiv.org/abs/2203.15556)
 # - Pascanu et al. 2012, clipping, [arXiv:1211.5063](https://arxiv.org/abs/1211.5063)
 # - Chen and Goodman 1999, *An empirical study of smoothing techniques for language modeling*
+# - Su et al. 2021, RoFormer (rotary positions), [arXiv:2104.09864](https://arxiv.org/abs/2104.09864)
+#
+# **Next:** [03 Parameter-efficient strategies](03_parameter_efficient_strategies.ipynb)
 
 # %% name="sweep-controls" tags=["remove-cell"] jupyter={"source_hidden": true}
 sweep(schedules_box)  # every control to its ends: fails if one of them shows an error
