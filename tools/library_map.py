@@ -18,7 +18,7 @@ LAYERS = [
     {"peft", "training", "generation", "evaluation", "pretrained", "architectures", "recomputation"},
     {"finetuning", "parallel", "planner"},
     {"runs", "lab"},
-    {"widgets", "checks"},
+    {"widgets", "checks", "doctor"},
     {"cli"},
 ]
 LAYER_OF = {name: number for number, names in enumerate(LAYERS) for name in names}
