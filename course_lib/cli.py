@@ -57,6 +57,8 @@ def _parser() -> argparse.ArgumentParser:
     _add_pretrain(commands)
     _add_finetune(commands)
     _add_predict(commands)
+    _add_report(commands)
+    _add_export(commands)
 
     record = commands.add_parser("record", help="make a recorded run again, or go on with it where it was stopped")
     record.add_argument("name", metavar="NAME", help="the record, as in data/records/NAME.jsonl")
@@ -136,6 +138,23 @@ def _add_predict(commands: argparse._SubParsersAction) -> None:
     predict.add_argument("--seed", type=_count, help="of writing (default: 0)")
     predict.add_argument("--device", help="cpu, cuda or mps (default: the best there is)")
     predict.set_defaults(run=_predict)
+
+
+def _add_report(commands: argparse._SubParsersAction) -> None:
+    report = commands.add_parser("report", help="write one page of HTML about a finished run, all from its folder")
+    report.add_argument("folder", metavar="FOLDER", help="what --out named for `course pretrain` or `course finetune`")
+    report.add_argument("--out", metavar="PAGE", help="the file to write (default: report.html in FOLDER)")
+    report.set_defaults(run=_report)
+
+
+def _add_export(commands: argparse._SubParsersAction) -> None:
+    export = commands.add_parser("export", help="write a finished run as a folder that transformers and peft open")
+    export.add_argument("folder", metavar="FOLDER", help="what --out named for `course pretrain` or `course finetune`")
+    export.add_argument("out", metavar="OUT", help="an empty folder, or a new one")
+    export.add_argument(
+        "--no-merge", action="store_true", help="leave a LoRA beside its base, for peft (a prefix always lies there)"
+    )
+    export.set_defaults(run=_export)
 
 
 def _port(text: str) -> int:
@@ -252,6 +271,20 @@ def _predict(options: argparse.Namespace) -> int:
         device=options.device,
     ):
         print(line)
+    return 0
+
+
+def _report(options: argparse.Namespace) -> int:
+    from course_lib import runs
+
+    print(f"written to {runs.write_page(options.folder, options.out)}")
+    return 0
+
+
+def _export(options: argparse.Namespace) -> int:
+    from course_lib import runs
+
+    print(runs.export(options.folder, options.out, merge=not options.no_merge))
     return 0
 
 

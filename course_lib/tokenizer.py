@@ -11,7 +11,7 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, trainers
+from tokenizers import AddedToken, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from tokenizers import Tokenizer as Backend
 
 from course_lib.files import read_text, write_atomically
@@ -89,6 +89,23 @@ class Tokenizer:
     def to_json(self) -> str:
         """The whole tokenizer as Hugging Face's JSON."""
         return self.backend.to_str(pretty=True)
+
+    def framed(self, *parts: str) -> "Tokenizer":
+        """A copy that puts special tokens around a text wherever they are asked for, as `transformers` does by default;
+        `encode` here adds none. parts: roles and, once, "text", in order.
+
+        Raises ValueError for a role that this tokenizer does not know.
+
+        >>> tokenizer = train_tokenizer(["a good film"] * 5, vocab_size=400).framed("cls", "text", "sep")
+        >>> tokenizer.backend.encode("film").ids[0] == tokenizer.vocabulary.cls
+        True
+        """
+        ids = {ROLES[role]: self.vocabulary.require(role, "a frame") for role in parts if role != "text"}
+        copied = Backend.from_str(self.to_json())
+        copied.post_processor = processors.TemplateProcessing(
+            single=["$A" if role == "text" else ROLES[role] for role in parts], special_tokens=list(ids.items())
+        )
+        return Tokenizer(copied)
 
     @property
     def fingerprint(self) -> str:

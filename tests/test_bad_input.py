@@ -13,6 +13,7 @@ import pytest
 import torch
 from bad_input_models import REFUSED_MODELS
 from bad_input_peft import REFUSED_STRATEGIES
+from bad_input_runs import REFUSED_RUNS
 
 from course_lib import data, masks, objectives
 from course_lib.data import PretrainingDataset, frequency_weights, identity, pack, pad, read_own_texts, reviews_of
@@ -225,6 +226,7 @@ REFUSED = [
     ("batch before the first", lambda folder: dataset()(folder).batch(-1), "batch number is -1: batches count from 0"),
     *REFUSED_MODELS,
     *REFUSED_STRATEGIES,
+    *REFUSED_RUNS,
 ]
 
 

@@ -22,9 +22,8 @@ def test_help_names_every_command(capsys):
         cli.main(["--help"])
     assert end.value.code == 0
     said = capsys.readouterr().out
-    assert all(
-        command in said for command in ("lab", "run", "progress", "pretrain", "finetune", "predict", "record", "doctor")
-    )
+    commands = ("lab", "run", "progress", "pretrain", "finetune", "predict", "report", "export", "record", "doctor")
+    assert all(f"\n    {command} " in said for command in commands)
 
 
 def test_help_loads_no_torch():

@@ -21,7 +21,7 @@ from course_lib.finetuning import Instruction, encode, predictions, prompt_of
 from course_lib.finetuning.tasks import TASKS, make_examples
 from course_lib.pretrained import save_model
 from course_lib.runs import FineTune, TunedClassifier, TunedWriter, finetune, load_tuned
-from course_lib.runs.finetuning import outcome, reports
+from course_lib.runs.finetuning import facts, outcome, reports
 from course_lib.runs.finetuning.examples import Text, own_examples, packaged_examples, part_of, read_asked
 from course_lib.runs.finetuning.run import OF_COURSE, OF_MINILM, OF_WRITER, STRATEGIES
 from course_lib.runs.finetuning.tuned import NAMED_BASES, load_base
@@ -348,7 +348,7 @@ def test_the_report_says_what_was_measured(classified):
     assert f"| accuracy | {proportion_interval(right, len(labels)):.3f} |" in report.text
     assert f"Data: {examples.origin}; {len(examples.train)} to learn from, " in report.text
     assert f"| bad | {' | '.join(map(str, found['confusion'][0]))} |" in lines
-    assert f'"{reports.cut(found["mistakes"][0]["text"])}"' in report.text
+    assert f'"{facts.cut(found["mistakes"][0]["text"])}"' in report.text
     assert lines[-1] == f'Use it: course predict {report.folder} "..."'
 
 
@@ -459,7 +459,7 @@ def test_samples_and_short_answers_are_what_the_writer_writes(taught):
     constant = known.most_common(1)[0][0]
     share = sum(normalize(one.output) == constant for one in short) / len(short)
     assert found["short_answers"]["most_frequent_answer"] == share
-    assert f"- expected: {reports.cut(examples.test[0].output)}" in report.text
+    assert f"- expected: {facts.cut(examples.test[0].output)}" in report.text
 
 
 def test_examples_that_are_too_long_are_left_out_and_counted(bases, tmp_path):
@@ -695,14 +695,13 @@ def test_a_class_that_is_not_tested_does_not_lower_the_mean_f1():
 def test_many_classes_are_reported_by_their_most_frequent_confusions():
     names, counts = [f"c{n}" for n in range(12)], np.diag([5] * 12)
     counts[3, 4], counts[1, 0] = 7, 2
-    lines = list(reports._confusions(names, counts.tolist()))
-    assert lines[1:] == ["- c3 taken for c4: 7", "- c1 taken for c0: 2"]
-    assert list(reports._confusions(["a|b", "c"], [[1, 0], [0, 1]]))[2] == "| a\\|b | 1 | 0 |"
+    assert facts.confusions(names, counts.tolist())[1:] == [["c3", "c4", "7"], ["c1", "c0", "2"]]
+    assert list(reports._table(facts.confusions(["a|b", "c"], [[1, 0], [0, 1]])))[2] == "| a\\|b | 1 | 0 |"
 
 
 def test_a_long_text_is_quoted_in_part():
-    assert reports.cut("word " * 100) == "word " * 39 + "word..."
-    assert reports.cut("two\nlines") == "two lines"
+    assert facts.cut("word " * 100) == "word " * 39 + "word..."
+    assert facts.cut("two\nlines") == "two lines"
 
 
 @pytest.mark.slow

@@ -8,11 +8,13 @@ import importlib
 from typing import Any
 
 _HOMES = {
+    "exporting": ("export",),
     "finetuning": (
         *("FineTune", "Prediction", "Report", "TunedClassifier", "TunedWriter"),
         *("answer_lines", "finetune", "load_tuned"),
     ),
     "laboratory": ("Laboratory",),
+    "pages": ("write_page",),
     "pretraining": ("pretrain", "report"),
     "probe": ("SentimentProbe",),
     "recipes": ("RECIPES", "Pretraining", "recipe"),

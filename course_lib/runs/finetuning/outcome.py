@@ -13,6 +13,7 @@ import numpy as np
 from course_lib.data import normalize
 from course_lib.evaluation import (
     Interval,
+    Reliability,
     bootstrap_interval,
     calibration_error,
     confusion,
@@ -22,6 +23,7 @@ from course_lib.evaluation import (
     most_confident_mistakes,
     paired_comparison,
     proportion_interval,
+    reliability,
 )
 from course_lib.finetuning import Instruction
 from course_lib.runs.finetuning.examples import Examples
@@ -35,8 +37,8 @@ ANSWERED = 200  # prompts answered for that comparison, at most
 
 
 def judge_classifier(learned: Learned) -> dict:
-    """Accuracy, macro F1 and ECE on the test texts, the same of a bag of words that has learned from the same stretch
-    of the same texts, which of the two is right where the other is not, and the most confident mistakes."""
+    """Accuracy, macro F1, ECE and its bins on the test texts, the same of a bag of words that has learned from the same
+    stretch of the same texts, which of the two is right where the other is not, and the most confident mistakes."""
     tuned, examples = learned.tuned, learned.examples
     texts, labels = [one.text for one in examples.test], np.array([one.label for one in examples.test])
     probabilities_NC = tuned.probabilities(texts)
@@ -46,6 +48,7 @@ def judge_classifier(learned: Learned) -> dict:
         "accuracy": asdict(_share(given == labels)),
         "macro_f1": asdict(_macro_f1(labels, given)),
         "calibration_error": calibration_error(probabilities_NC, labels),
+        "reliability": _bins(reliability(probabilities_NC, labels)),
         "bag_of_words": _beside_bag_of_words(tuned, examples, texts, labels, given),
         "most_frequent_class": float((labels == _most_frequent([one.label for one in examples.train])).mean()),
         "confusion": confusion(labels, given, len(examples.classes)).tolist(),
@@ -88,6 +91,12 @@ def judge_writer(learned: Learned) -> dict:
             for one, text in zip(shown, tuned.write(shown), strict=True)
         ],
     }
+
+
+def _bins(found: Reliability) -> list[dict]:
+    """The bins that hold a text: mean probability of the given class, share that is right, number of texts."""
+    rows = zip(found.confidence_K.tolist(), found.accuracy_K.tolist(), found.count_K.tolist(), strict=True)
+    return [{"confidence": one, "accuracy": right, "texts": count} for one, right, count in rows if count]
 
 
 def _share(is_right_N: np.ndarray) -> Interval:

@@ -3,12 +3,17 @@ a picture of the curves, and what `load_tuned` reads. Nothing is written before 
 """
 
 import math
+import shlex
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, fields, replace
+from datetime import UTC, datetime
 from pathlib import Path
 
+from course_lib import __version__
+from course_lib.data import corpus_path
 from course_lib.evaluation import COMPARISON_TOKENS
+from course_lib.files import sha256_of
 from course_lib.finetuning import POOLINGS, FineTuning
 from course_lib.model import Decoder
 from course_lib.peft import LoRA, Strategy
@@ -109,6 +114,16 @@ class FineTune:
         labels, tests = self.labels or LABELS, self.tests or TESTS
         return packaged_examples(self.source, labels, tests, seed=self.seed)
 
+    def command(self, out: Path | str) -> str:
+        """The line that starts it from a shell.
+
+        >>> FineTune(source="imdb", labels=50, rank=2).command("runs/first")
+        'course finetune --source imdb --labels 50 --rank 2 --out runs/first'
+        """
+        given = {f.name: getattr(self, f.name) for f in fields(self) if getattr(self, f.name) != f.default}
+        options = [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+        return shlex.join(["course", "finetune", *options, "--out", str(out)])
+
     def training(self, examples: Examples, base: Base) -> FineTuning:
         """How it is trained: what suits, and what is given.
 
@@ -154,16 +169,20 @@ def finetune(
         learned = learn_classes(examples, base, run.adaptation(), _pooling(run, base), how, progress)
     else:
         learned = learn_instructions(examples, base, run.adaptation(), how, progress)
-    metrics = _metrics(run, base, how, learned, time.perf_counter() - began)
+    metrics = _metrics(run, out, base, how, learned, time.perf_counter() - began)
     return write_report(out, metrics, learned.tuned, base)
 
 
-def _metrics(run: FineTune, base: Base, how: FineTuning, learned: Learned, seconds: float) -> dict:
+def _metrics(run: FineTune, out: Path, base: Base, how: FineTuning, learned: Learned, seconds: float) -> dict:
     """All that is known of a run, as `metrics.json` holds it."""
     strategy, examples = run.adaptation(), learned.examples
     judge = judge_classifier if examples.kind == CLASSIFICATION else judge_writer
     return {
         "kind": examples.kind,
+        "command": run.command(out),
+        "date": datetime.now(UTC).strftime("%Y-%m-%d"),
+        "course": __version__,
+        "data_sha256": sha256_of(run.data or corpus_path()),
         "base": base.name,
         "base_sha256": base.sha256[0],
         "strategy": {"kind": strategy.kind, **asdict(strategy)},
