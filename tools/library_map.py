@@ -15,7 +15,7 @@ LAYERS = [
     {"runtime", "files", "vocabulary", "masks", "spans", "schedules", "optimizers", "precision", "stopping", "plots"},
     {"records", "tokenizer", "layers", "objectives", "weights"},
     {"data", "model", "checkpoint"},
-    {"peft", "training", "generation", "evaluation", "pretrained", "architectures", "recomputation"},
+    {"peft", "training", "generation", "evaluation", "pretrained", "architectures", "recomputation", "documentation"},
     {"finetuning", "parallel", "planner"},
     {"runs", "lab"},
     {"widgets", "checks", "doctor"},

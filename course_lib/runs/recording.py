@@ -1,6 +1,5 @@
 """Recorded runs: what `course record NAME` makes again, row by row, going on where it was stopped."""
 
-import io
 import itertools
 import json
 from collections.abc import Callable
@@ -8,25 +7,24 @@ from dataclasses import asdict
 from functools import partial
 from pathlib import Path
 
-import torch
-
 from course_lib import data
 from course_lib.checkpoint import Checkpoints
 from course_lib.data import DATA_FOLDER, RECORDS_FOLDER, Packed, corpus_path, training_rows
 from course_lib.files import read_text, sha256_of, write_atomically
-from course_lib.model import LanguageModel
 from course_lib.objectives import Batch
-from course_lib.optimizers import Optimizer, make_optimizer
+from course_lib.optimizers import make_optimizer
 from course_lib.records import Record
 from course_lib.runs.efficiency import record_efficiency
 from course_lib.runs.following import record_following
 from course_lib.runs.judging import record_judge
 from course_lib.runs.laboratory import Laboratory
 from course_lib.runs.language import record_language
+from course_lib.runs.own_text import record_own_text
 from course_lib.runs.pretraining import pretrain
 from course_lib.runs.probe import SentimentProbe
 from course_lib.runs.reading import record_reader
 from course_lib.runs.recipes import recipe
+from course_lib.runs.states import restore_state, save_state
 from course_lib.runs.strategies import record_strategies
 from course_lib.runs.transfer import record_transfer
 from course_lib.runs.variants import record_variants
@@ -118,6 +116,7 @@ RECORDERS: dict[str, Callable[..., Path]] = {
     "efficiency": record_efficiency,
     "judge": record_judge,
     "following": record_following,
+    "own_text": record_own_text,
 }
 
 
@@ -140,7 +139,7 @@ def _record_objective(
         state_path.unlink(missing_ok=True)  # of a record that was removed: each of its own states comes after this row
     model, dataset = lab.model(objective), lab.dataset(objective, packed)
     optimizer = make_optimizer(model)
-    done = _restore(state_path, model, optimizer)
+    done = restore_state(state_path, model, optimizer)
     for begin, end in itertools.pairwise([0, *lab.rungs]):
         if end <= done:
             continue
@@ -156,7 +155,7 @@ def _record_objective(
         probe.add_to(record, objective, end, probe.of_model(model))
         loss = held_out_loss(model, dev_batches)
         record.add(name=objective, seed=lab.seed, step=end, metric="held_out", value=loss)
-        _save(state_path, end, model, optimizer)
+        save_state(state_path, end, model, optimizer)
     state_path.unlink(missing_ok=True)
 
 
@@ -171,19 +170,3 @@ def _check_same_run(record: Record, lab: Laboratory) -> None:
                 f"{record.path} was begun with {name} {begun.get(name)}, and this laboratory has {wanted[name]}: "
                 "record it into another file"
             )
-
-
-def _save(path: Path, step: int, model: LanguageModel, optimizer: Optimizer) -> None:
-    buffer = io.BytesIO()
-    torch.save({"step": step, "model": model.state_dict(), "optimizer": optimizer.state_dict()}, buffer)
-    write_atomically(path, buffer.getvalue())
-
-
-def _restore(path: Path, model: LanguageModel, optimizer: Optimizer) -> int:
-    """The step that a stopped recording had reached: -1 where there was none."""
-    if not path.exists():
-        return -1
-    state = torch.load(path, weights_only=True)
-    model.load_state_dict(state["model"])
-    optimizer.load_state_dict(state["optimizer"])
-    return state["step"]
