@@ -13,7 +13,7 @@ from pathlib import Path
 import torch
 
 from course_lib import data
-from course_lib.data import DATA_FOLDER, Packed, PretrainingDataset, Review, course_tokenizer, normalize
+from course_lib.data import RECORDS_FOLDER, Packed, PretrainingDataset, Review, course_tokenizer, normalize, packed_rows
 from course_lib.documentation import PACKAGES, documentation
 from course_lib.evaluation import bits_per_byte, stream_nats
 from course_lib.files import read_text, sha256_of
@@ -22,7 +22,6 @@ from course_lib.optimizers import Optimizer, make_optimizer
 from course_lib.peft import Full, LoRA, Strategy, apply
 from course_lib.pretrained import CHECKPOINTS_FOLDER, load_checkpoint
 from course_lib.records import Record
-from course_lib.runs.laboratory import packed_rows
 from course_lib.runs.states import restore_state, save_state
 from course_lib.runtime import pick_device
 from course_lib.schedules import Schedule
@@ -251,7 +250,7 @@ def held_out_of(text: OwnText, reading: Reading) -> dict[str, HeldOut]:
 
 def record_own_text(
     *,
-    path: Path = DATA_FOLDER / "records" / "own_text.jsonl",
+    path: Path = RECORDS_FOLDER / "own_text.jsonl",
     reading: Reading | None = None,
     text: OwnText | None = None,
     progress: Callable[[str], None] = print,

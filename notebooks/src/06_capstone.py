@@ -45,45 +45,32 @@
 
 # %% name="setup" tags=["setup"]
 import copy
-import math
-import os
-import re
-import subprocess
-import sys
-import tempfile
-import time
 from collections import Counter
 from dataclasses import replace
-from functools import cache
-from pathlib import Path
 
 import numpy as np
-import torch
 from IPython.display import Markdown, display
 from tqdm.auto import tqdm
 
-from course_lib import checks, plots
-from course_lib.data import Review, course_tokenizer, identity, normalize, reviews_of
+from course_lib import plots
+from course_lib.data import course_tokenizer, normalize, reviews_of
 from course_lib.documentation import without_names
 from course_lib.evaluation import (
-    bits_per_byte,
     copied_share,
     fit_bag_of_words,
-    mean_interval,
     paired_comparison,
     proportion_interval,
-    stream_nats,
 )
 from course_lib.finetuning import Classifier, FineTuning, fine_tune, predictions
 from course_lib.generation import complete
 from course_lib.peft import BitFit, LoRA, apply
-from course_lib.pretrained import CHECKPOINTS_FOLDER, load_checkpoint
+from course_lib.pretrained import load_checkpoint
 from course_lib.records import Record
 from course_lib.runs import RECORDS_FOLDER
 from course_lib.runs.own_text import Reading, class_of, held_out_of, own_text, paragraphs
 from course_lib.runtime import pick_device, seeded
 from course_lib.tokenizer import train_tokenizer
-from course_lib.widgets.binder import compare, guess, guess_number, sweep, table
+from course_lib.widgets.binder import compare, guess, guess_number, table
 
 device = pick_device()
 tokenizer = course_tokenizer()
@@ -472,7 +459,9 @@ pairs = {
     name: [paired_comparison(a, b).difference for a, b in zip(right[name], right["bag of words"], strict=True)]
     for name in STRATEGIES
 }
-settled = {name: {"ahead" if d.low > 0 else "behind" if d.high < 0 else "open" for d in ds} for name, ds in pairs.items()}
+settled = {
+    name: {"ahead" if d.low > 0 else "behind" if d.high < 0 else "open" for d in ds} for name, ds in pairs.items()
+}
 verdict = next(iter(settled[better])) if len(settled[better]) == 1 else "open"
 verdict = "no clear difference" if verdict == "open" else verdict
 compare(
