@@ -30,6 +30,8 @@ class Record:
     >>> record.add(name="masked", seed=0, step=10, metric="loss", value=6.5)
     >>> record.has(name="masked", seed=0, step=10, metric="loss"), record.values("loss", name="masked")
     (True, [(10, 6.5)])
+    >>> record.by_step("loss", name="masked")
+    {10: {0: 6.5}}
     """
 
     path: Path
@@ -52,14 +54,24 @@ class Record:
 
         Raises ValueError if there is none.
         """
-        found = [
-            (row["step"], row["value"])
-            for row in self.rows()
-            if row["metric"] == metric and all(row.get(key) == value for key, value in equal.items())
-        ]
-        if not found:
-            raise ValueError(f"{self.path.name} has no row of metric {metric!r} with {equal}")
-        return sorted(found)
+        return sorted((row["step"], row["value"]) for row in self._rows_of(metric, equal))
+
+    def by_step(self, metric: str, **equal: object) -> dict[int, dict[int, float]]:
+        """{step: {seed: value}} of the same rows, steps and seeds in order, so that what two names were measured at can
+        be compared sample by sample.
+
+        Raises ValueError if there is none, or where two of them have the same step and seed.
+        """
+        found: dict[int, dict[int, float]] = {}
+        for row in sorted(self._rows_of(metric, equal), key=lambda row: (row["step"], row["seed"])):
+            by_seed = found.setdefault(row["step"], {})
+            if row["seed"] in by_seed:
+                raise ValueError(
+                    f"{self.path.name} has several rows of metric {metric!r} with {equal} at step {row['step']}, seed "
+                    f"{row['seed']}: say which, such as name={row['name']!r}"
+                )
+            by_seed[row["seed"]] = row["value"]
+        return found
 
     def has(self, **keys: object) -> bool:
         """Whether the measurement with this name, seed, step and metric is there already.
@@ -92,6 +104,13 @@ class Record:
         wanted = json.loads(json.dumps(self.about or {}))  # as it is read back
         for sitting in self.provenance() if self.path.exists() else []:
             check_same({name: sitting.get(name) for name in wanted}, wanted)
+
+    def _rows_of(self, metric: str, equal: Mapping[str, object]) -> list[dict]:
+        wanted = {"metric": metric, **equal}
+        found = [row for row in self.rows() if all(row.get(key) == value for key, value in wanted.items())]
+        if not found:
+            raise ValueError(f"{self.path.name} has no row of metric {metric!r} with {equal}")
+        return found
 
     @cached_property
     def _known(self) -> set[tuple]:

@@ -97,6 +97,25 @@ def test_a_measurement_is_written_once_by_however_many_writers(record, path):
     assert len(Record(path).rows()) == 7
 
 
+def test_values_by_step_and_seed_pair_what_two_names_were_measured_at(path):
+    record = Record(path)
+    for name, seed, step, value in [("b", 1, 2, 0.1), ("a", 1, 2, 0.9), ("a", 0, 2, 0.3), ("b", 0, 2, 0.2),
+                                    ("a", 0, 1, 0.5)]:  # fmt: skip
+        record.add(name=name, seed=seed, step=step, metric="accuracy", value=value)
+    a, b = (record.by_step("accuracy", name=name) for name in "ab")
+    assert list(a) == [1, 2] and a == {1: {0: 0.5}, 2: {0: 0.3, 1: 0.9}} and b == {2: {0: 0.2, 1: 0.1}}
+    assert [list(by_step[2]) for by_step in (a, b)] == [[0, 1]] * 2
+    assert [v for _, v in record.values("accuracy", name="b")] == [0.1, 0.2]  # the control: these are sorted by value
+
+
+def test_rows_that_share_step_and_seed_are_not_mixed_up(record, path):
+    record.add(**row(2, name="causal"), value=7.0)
+    with pytest.raises(ValueError, match=r"several rows .* at step 2, seed \d+: say which, such as name='"):
+        record.by_step(row(2)["metric"])
+    with pytest.raises(ValueError, match="has no row of metric 'nothing'"):
+        record.by_step("nothing")
+
+
 def test_every_sitting_says_where_its_rows_come_from_and_one_that_writes_nothing_says_nothing(record, path):
     Record(path, command="looks only").has(**row(1))
     Record(path, command="has nothing new").add(**row(1), value=3.0)

@@ -16,7 +16,7 @@ from course_lib.evaluation.classification import (
     paired_comparison,
     reliability,
 )
-from course_lib.evaluation.intervals import Interval, mean_interval, proportion_interval
+from course_lib.evaluation.intervals import Interval, columns, mean_interval, proportion_interval, share_interval
 from course_lib.evaluation.language import (
     COMPRESSORS,
     Bigram,
@@ -59,6 +59,7 @@ __all__ = [
     "bits_per_byte",
     "bootstrap_interval",
     "calibration_error",
+    "columns",
     "compressed_bits_per_byte",
     "confusion",
     "copied_share",
@@ -75,6 +76,7 @@ __all__ = [
     "probe_accuracy",
     "proportion_interval",
     "reliability",
+    "share_interval",
     "stream_nats",
     "token_attributions",
     "uniform_loss",

@@ -1,7 +1,7 @@
 """How far a figure can be trusted: intervals over trials and over seeds."""
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,6 +41,11 @@ def proportion_interval(successes: int, trials: int) -> Interval:
     return Interval(successes / trials, bounds.low, bounds.high)
 
 
+def share_interval(is_right_N: np.ndarray) -> Interval:
+    """`proportion_interval` of what is True among flags. Raises ValueError for none."""
+    return proportion_interval(int(np.sum(is_right_N)), len(is_right_N))
+
+
 def mean_interval(values: Sequence[float]) -> Interval:
     """95 % interval of the mean over seeds, by Student's t.
 
@@ -56,3 +61,13 @@ def mean_interval(values: Sequence[float]) -> Interval:
     mean = float(np.mean(values))
     reach = float(stats.t.ppf(0.975, len(values) - 1) * np.std(values, ddof=1) / math.sqrt(len(values)))
     return Interval(mean, mean - reach, mean + reach)
+
+
+def columns(intervals: Iterable[Interval], *, times: float = 1.0) -> tuple[list[float], list[float], list[float]]:
+    """Values, lower and upper ends of several intervals, as figures take them. times: 100 makes percent of shares.
+
+    >>> columns([Interval(0.5, 0.4, 0.6), Interval(0.2, 0.1, 0.3)], times=10)
+    ([5.0, 2.0], [4.0, 1.0], [6.0, 3.0])
+    """
+    found = [*intervals]
+    return tuple([times * getattr(one, end) for one in found] for end in ("value", "low", "high"))

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from course_lib.data import ADAPTERS_FOLDER, RECORDS_FOLDER, SENTIMENTS, course_tokenizer, holds_slur, normalize
-from course_lib.evaluation import Interval, proportion_interval
+from course_lib.evaluation import Interval, share_interval
 from course_lib.files import sha256_of
 from course_lib.finetuning import (
     Encoded,
@@ -191,10 +191,10 @@ class Assessed:
     as_asked: np.ndarray | None
 
     def share_obeyed(self) -> Interval:
-        return proportion_interval(int(self.obeyed.sum()), len(self.obeyed))
+        return share_interval(self.obeyed)
 
     def share_as_asked(self) -> Interval:
-        return proportion_interval(int(self.as_asked.sum()), len(self.as_asked))
+        return share_interval(self.as_asked)
 
 
 def held_out_prompts(task: Task, count: int) -> list[Instruction]:

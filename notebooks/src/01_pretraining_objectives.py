@@ -67,7 +67,7 @@ from tqdm.auto import tqdm
 
 from course_lib import checks, masks, objectives, plots, runs
 from course_lib.data import PretrainingDataset, course_tokenizer, training_rows
-from course_lib.evaluation import influences, mean_interval, proportion_interval, uniform_loss, unigram_loss
+from course_lib.evaluation import columns, influences, mean_interval, proportion_interval, uniform_loss, unigram_loss
 from course_lib.generation import fill_in
 from course_lib.layers import TransformerConfig
 from course_lib.model import Decoder, TwoStream
@@ -277,9 +277,7 @@ chosen_special = int((batch.is_target_BL & ~vocabulary.is_ordinary_V[tokens_BT])
 plots.show(
     plots.draw_bars(
         list(intervals),
-        [interval.value for interval in intervals.values()],
-        [interval.low for interval in intervals.values()],
-        [interval.high for interval in intervals.values()],
+        *columns(intervals.values()),
         references={"the paper: 0.1": 0.1, "the paper: 0.8": 0.8},
         xlabel="share of the chosen tokens, with 95 % confidence intervals",
         number="{:.3f}",
@@ -470,11 +468,8 @@ FEW, LABELS = 100, (100, 500, 2000)
 
 def probes(name, labels, of=record):
     """{tokens read: {sample: % right}} of the recorded probe."""
-    found = {}
-    for row in of.rows():
-        if row["name"] == name and row["metric"] == f"probe_{labels}":
-            found.setdefault(row["step"] * tokens_a_step, {})[row["seed"]] = 100 * row["value"]
-    return found
+    rungs = of.by_step(f"probe_{labels}", name=name)
+    return {n * tokens_a_step: {seed: 100 * v for seed, v in right.items()} for n, right in rungs.items()}
 
 
 ladders = {name: probes(name, FEW) for name in names}

@@ -793,10 +793,9 @@ words = Record(runs.RECORDS_FOLDER / "objectives.jsonl").values(f"probe_{LABELS}
 lines = {}
 for name in ("encoder", "decoder"):
     found, own = Record(runs.RECORDS_FOLDER / f"pretraining_{name}.jsonl"), runs.RECIPES[name]
-    values = found.values(f"probe_{LABELS}", name=name)
-    steps = sorted({step for step, _ in values})
-    means = [100 * float(np.mean([v for s, v in values if s == step])) for step in steps]
-    lines[name] = ([max(step * own.tokens_per_step / 1e6, 0.5) for step in steps], means)
+    probed = found.by_step(f"probe_{LABELS}", name=name)
+    means = [100 * float(np.mean(list(right.values()))) for right in probed.values()]
+    lines[name] = ([max(step * own.tokens_per_step / 1e6, 0.5) for step in probed], means)
 plots.show(
     plots.draw_curves(
         lines, references={"bag of words": 100 * float(np.mean([v for _, v in words]))}, log_x=True,
@@ -849,10 +848,8 @@ display(transfer_guess)
 tuned = Record(runs.RECORDS_FOLDER / "transfer.jsonl")
 accuracy = {}  # {method: {labels: mean, in %}}
 for method in ("fine-tuned", "probe", "bag of words", "scratch"):
-    values = tuned.values("accuracy", name=method)
-    accuracy[method] = {
-        labels: 100 * float(np.mean([v for n, v in values if n == labels])) for labels in sorted({n for n, _ in values})
-    }
+    samples = tuned.by_step("accuracy", name=method)
+    accuracy[method] = {labels: 100 * float(np.mean(list(right.values()))) for labels, right in samples.items()}
 picture = plots.show(
     plots.draw_curves(
         {method: (list(means), list(means.values())) for method, means in accuracy.items()}, log_x=True,

@@ -396,11 +396,8 @@ compare(
 
 # %% name="show-record"
 record = Record(runs.RECORDS_FOLDER / "strategies.jsonl")
-rows = record.rows()
-by_labels = {
-    name: {
-        n: [100 * value for step, value in record.values("accuracy", name=name) if step == n] for n in comparison.labels
-    }
+by_labels = {  # {name: {labels: accuracy of each sample, in %}}
+    name: {n: [100 * v for v in samples.values()] for n, samples in record.by_step("accuracy", name=name).items()}
     for name in right
 }
 plots.show(
@@ -460,9 +457,7 @@ Markdown(
 
 # %% name="show-live-over-record" jupyter={"source_hidden": true}
 recorded = {
-    (row["name"], row["seed"]): 100 * row["value"]
-    for row in rows
-    if row["step"] == LABELS and row["metric"] == "accuracy_first" and row["seed"] in SEEDS
+    (name, seed): 100 * record.by_step("accuracy_first", name=name)[LABELS][seed] for name in TRIALS for seed in SEEDS
 }
 far = [abs(recorded[name, seed] - accuracies[name][seed]) for name in TRIALS for seed in SEEDS]
 plots.show(

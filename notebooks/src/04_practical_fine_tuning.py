@@ -84,6 +84,7 @@ from course_lib.evaluation import (
     accuracy,
     bootstrap_interval,
     calibration_error,
+    columns,
     confusion,
     fit_bag_of_words,
     labelled_sample,
@@ -92,6 +93,7 @@ from course_lib.evaluation import (
     most_confident_mistakes,
     paired_comparison,
     proportion_interval,
+    share_interval,
 )
 from course_lib.finetuning import (
     ClassificationCollator,
@@ -197,11 +199,11 @@ display(leak_guess)
 
 # %% name="plant-duplicates"
 leaked |= {share: right_with_leak(share) for share in (0.1, 0.25, 0.5)}
-shares_right = {share: proportion_interval(int(right.sum()), len(right)) for share, right in leaked.items()}
+shares_right = {share: share_interval(right) for share, right in leaked.items()}
 plots.show(
     plots.draw_bars(
         [f"{share:.0%} of the tests leaked" for share in leaked],
-        *zip(*((100 * i.value, 100 * i.low, 100 * i.high) for i in shares_right.values()), strict=True),
+        *columns(shares_right.values(), times=100),
         references={"chance": 50},
         xlabel="accuracy of a bag of words on 300 sentences, %, with 95 % intervals",
         number="{:.1f}",
@@ -348,13 +350,11 @@ HEADS = {
     "mean, dense and tanh": {"inner": "tanh"},
 }
 by_head = {name: is_right(on_minilm(hundred, **options), to_try) for name, options in tqdm(HEADS.items())}
-shares_of_heads = {name: proportion_interval(int(right.sum()), len(right)) for name, right in by_head.items()}
+shares_of_heads = {name: share_interval(right) for name, right in by_head.items()}
 plots.show(
     plots.draw_bars(
         list(shares_of_heads),
-        [100 * s.value for s in shares_of_heads.values()],
-        [100 * s.low for s in shares_of_heads.values()],
-        [100 * s.high for s in shares_of_heads.values()],
+        *columns(shares_of_heads.values(), times=100),
         references={"chance": 50},
         xlabel="accuracy on 300 sentences after 100 labels, %, with 95 % intervals",
         number="{:.1f}",
@@ -454,16 +454,13 @@ SOURCE_NAMES = {"imdb": "IMDB reviews", "rotten_tomatoes": "Rotten Tomatoes sent
 
 def curve(source, name):
     """{labels: accuracies over samples, in %} of a method, as far as they are recorded."""
-    found = {}
-    for row in record.rows():
-        if row["name"] == f"{source}, {name}" and row["metric"] == "accuracy":
-            found.setdefault(row["step"], []).append(100 * row["value"])
-    return dict(sorted(found.items()))
+    recorded = record.by_step("accuracy", name=f"{source}, {name}")
+    return {n: [100 * v for v in samples.values()] for n, samples in recorded.items()}
 
 
 def as_series(by_labels):
     spread = {n: mean_interval(values) for n, values in by_labels.items() if len(values) > 1}
-    return plots.Series(list(spread), *zip(*((i.value, i.low, i.high) for i in spread.values()), strict=True))
+    return plots.Series(list(spread), *columns(spread.values()))
 
 
 SHOWN = ("bag of words", "scratch", "encoder", "MiniLM", "MiniLM, LoRA", "MiniLM, read on")
@@ -554,15 +551,7 @@ table(["IMDB, first", "labels", "model, %", "bag of words, %", "difference", "ah
 live = {}
 for name in tqdm(("bag of words", "encoder")):
     live[name] = 100 * outcome(efficiency, "rotten_tomatoes", 50, 0, name)[0]
-recorded = {
-    name: next(
-        100 * row["value"]
-        for row in record.rows()
-        if row["name"] == f"rotten_tomatoes, {name}"
-        and (row["step"], row["seed"], row["metric"]) == (50, 0, "accuracy")
-    )
-    for name in live
-}
+recorded = {name: 100 * record.by_step("accuracy", name=f"rotten_tomatoes, {name}")[50][0] for name in live}
 table(
     ["method", "live, %", "recorded for this sample, %", "recorded, mean over samples, %"],
     [[name, f"{value:.1f}", f"{recorded[name]:.1f}", f"{np.mean(curves['rotten_tomatoes'][name][50]):.1f}"] for name, value in live.items()],
@@ -618,7 +607,7 @@ has_read = is_right(on_minilm(hundred, HEAD_FIRST, base=reader_base), to_try)
 table(
     ["fine-tuned on 100 sentences, head first", "accuracy on 300 sentences"],
     [
-        [name, f"{proportion_interval(int(right.sum()), len(right)):.1%}"]
+        [name, f"{share_interval(right):.1%}"]
         for name, right in (("MiniLM", first), ("MiniLM that has read reviews", has_read))
     ],
 )
@@ -743,7 +732,7 @@ f1_of = lambda labels, answers: macro_f1(labels, answers, 2)
 scores = {}
 for name, answers, shares in (("MiniLM", given, probabilities), ("bag of words", words_given, words_probabilities)):
     scores[name] = [
-        proportion_interval(int((answers == wanted).sum()), len(wanted)),
+        share_interval(answers == wanted),
         bootstrap_interval(f1_of, wanted, answers, generator=generator),
         calibration_error(shares, wanted),
     ]
@@ -785,10 +774,10 @@ def by_confidence(shares, parts=5):
     """Fifths of the answers, from the least sure to the surest: mean confidence, and the share that is right."""
     sureness, right = shares.max(1), shares.argmax(1) == wanted
     fifths = np.array_split(sureness.argsort(kind="stable"), parts)
-    found = [proportion_interval(int(right[fifth].sum()), len(fifth)) for fifth in fifths]
+    found = [share_interval(right[fifth]) for fifth in fifths]
     return plots.Series(
         [float(sureness[fifth].mean()) for fifth in fifths],
-        *zip(*((i.value, i.low, i.high) for i in found), strict=True),
+        *columns(found),
     )
 
 
@@ -813,7 +802,7 @@ plots.show(
 def claimed_and_right(shares):
     """Mean confidence, the share of right answers, and what that says."""
     claims, right = float(shares.max(1).mean()), shares.argmax(1) == wanted
-    interval = proportion_interval(int(right.sum()), len(right))
+    interval = share_interval(right)
     if interval.holds(claims):
         return claims, interval, "as often as it claims"
     return claims, interval, "more often than it claims" if interval.value > claims else "less often than it claims"
@@ -1227,12 +1216,12 @@ table(
         [
             "Rotten Tomatoes test sentences",
             len(tests),
-            f"{proportion_interval(int(judged_right.sum()), len(tests)):.3f}",
+            f"{share_interval(judged_right):.3f}",
         ],
         [
             "first and last sentences of reviews",
             len(cut_out),
-            f"{proportion_interval(int(cut_right.sum()), len(cut_out)):.3f}",
+            f"{share_interval(cut_right):.3f}",
         ],
     ],
 )

@@ -22,8 +22,8 @@ from course_lib.evaluation import (
     macro_f1,
     most_confident_mistakes,
     paired_comparison,
-    proportion_interval,
     reliability,
+    share_interval,
 )
 from course_lib.finetuning import Instruction
 from course_lib.runs.finetuning.examples import Examples
@@ -45,7 +45,7 @@ def judge_classifier(learned: Learned) -> dict:
     given = probabilities_NC.argmax(1)
     mistakes = most_confident_mistakes(probabilities_NC, labels, MISTAKES)
     return {
-        "accuracy": asdict(_share(given == labels)),
+        "accuracy": asdict(share_interval(given == labels)),
         "macro_f1": asdict(_macro_f1(labels, given)),
         "calibration_error": calibration_error(probabilities_NC, labels),
         "reliability": _bins(reliability(probabilities_NC, labels)),
@@ -78,7 +78,7 @@ def judge_writer(learned: Learned) -> dict:
         met = {
             "of": len(short),
             "words": SHORT,
-            "share": asdict(_share(np.array(written) == np.array(wanted))),
+            "share": asdict(share_interval(np.array(written) == np.array(wanted))),
             "most_frequent_answer": sum(text == constant for text in wanted) / len(wanted),
         }
     shown = examples.test[:SAMPLES]
@@ -97,10 +97,6 @@ def _bins(found: Reliability) -> list[dict]:
     """The bins that hold a text: mean probability of the given class, share that is right, number of texts."""
     rows = zip(found.confidence_K.tolist(), found.accuracy_K.tolist(), found.count_K.tolist(), strict=True)
     return [{"confidence": one, "accuracy": right, "texts": count} for one, right, count in rows if count]
-
-
-def _share(is_right_N: np.ndarray) -> Interval:
-    return proportion_interval(int(is_right_N.sum()), len(is_right_N))
 
 
 def _macro_f1(labels_N: np.ndarray, given_N: np.ndarray) -> Interval:
@@ -124,7 +120,7 @@ def _beside_bag_of_words(
         return None
     simple = model.predict(asked)
     paired = paired_comparison(given == labels, simple == labels)
-    return {"accuracy": asdict(_share(simple == labels)), "macro_f1": asdict(_macro_f1(labels, simple)),
+    return {"accuracy": asdict(share_interval(simple == labels)), "macro_f1": asdict(_macro_f1(labels, simple)),
             "paired": asdict(paired)}  # fmt: skip
 
 
