@@ -1,5 +1,6 @@
 """Checks of the exercises, by the exercise's name: each runs a learner's function and says what is right or wrong."""
 
+from course_lib.checks.capstone import bits_per_byte, pick_better, share_read
 from course_lib.checks.efficiency import accumulate, bytes_of_rank, pick_loss_scale
 from course_lib.checks.finetuning import collate_reviews, leak_free_split, macro_f1, response_labels
 from course_lib.checks.objectives import corrupt_spans, mask_tokens, permutation_mask, shift_labels
@@ -8,6 +9,7 @@ from course_lib.checks.training import checkpoint_state, decay_groups, step_loss
 
 __all__ = [
     "accumulate",
+    "bits_per_byte",
     "bytes_of_rank",
     "checkpoint_state",
     "collate_reviews",
@@ -20,10 +22,12 @@ __all__ = [
     "mask_tokens",
     "merge_lora",
     "permutation_mask",
+    "pick_better",
     "pick_biases",
     "pick_loss_scale",
     "prefix_attention",
     "response_labels",
+    "share_read",
     "shift_labels",
     "step_loss",
     "training_step",
