@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from course_lib.checks.report import Part, Wrong, call, number, report
+from course_lib.checks.report import Part, Wrong, call, described, number, report
 from course_lib.evaluation import bits_per_byte as bits_of_nats
 from course_lib.evaluation import paired_comparison
 
@@ -282,9 +282,9 @@ def verify_pick_better(function: PickBetter) -> str:
     for duel in DUELS:
         a, b = duel.answers()
         answer = call(function, is_right_a=a, is_right_b=b)
-        if answer not in ("a", "b", "neither"):
-            raise Wrong('Give back "a", "b" or "neither".', texts=duel.in_words(), given=answer)
-        given.append(str(answer))
+        if not isinstance(answer, str) or answer not in ("a", "b", "neither"):
+            raise Wrong('Give back "a", "b" or "neither".', texts=duel.in_words(), given=described(answer))
+        given.append(answer)
     wrong = [n for n, duel in enumerate(DUELS) if given[n] != duel.wanted]
     if wrong:
         duel = DUELS[wrong[0]]

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -107,11 +108,13 @@ def call(function: Callable[..., Any], **arguments: Any) -> Any:
 
 
 def same(left: Any, right: Any) -> bool:
-    """Equality that also works for tensors and what holds them."""
+    """Equality that also works for tensors, arrays, and what holds them."""
     if isinstance(left, Tensor) and isinstance(right, Tensor):
         return left.dtype == right.dtype and left.shape == right.shape and bool(torch.equal(left, right))
     if isinstance(left, (list, tuple)) and isinstance(right, (list, tuple)):
         return len(left) == len(right) and all(map(same, left, right))
+    if isinstance(left, np.ndarray) and isinstance(right, np.ndarray):
+        return left.dtype == right.dtype and np.array_equal(left, right)
     return type(left) is type(right) and bool(left == right)
 
 
@@ -158,7 +161,7 @@ def tensor(value: Any, name: str, shape: Sequence[int], dtype: torch.dtype, **ev
 def _copy(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.clone()
-    return copy.deepcopy(value) if isinstance(value, (list, dict, set)) else value
+    return copy.deepcopy(value) if isinstance(value, (list, dict, set, np.ndarray)) else value
 
 
 def _diagnosed(error: BaseException, function: Callable[..., Any], arguments: dict[str, Any]) -> Exception:
