@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -12,6 +13,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from course_lib.files import write_atomically
 from course_lib.lab import CourseFolder, jupyterlab, prepare_copies, private_environment, run_chapters
 from course_lib.lab import folder as folder_module
 
@@ -109,6 +111,21 @@ def test_reset_of_an_untouched_copy_needs_no_backup(folder):
     (copy,) = prepare_copies(["1"], reset=True, folder=folder)
     assert copy.backup is None
     assert sorted(path.name for path in folder.work.glob("*.ipynb")) == ["01_one.ipynb", "02_two.ipynb"]
+
+
+def test_pages_that_chapters_link_to_are_where_jupyterlab_looks_for_them(folder):
+    """It serves work/ as if there were nothing above, so ../docs is work/docs there; and a page's links lead back."""
+    write_notebook(folder.notebooks / "03_linking.ipynb", "[one](../docs/words.md), [none](../docs/gone.md#there)")
+    for name in ("words.md", "unlinked.md"):
+        write_atomically(folder.root / "docs" / name, "See [chapter 3](../notebooks/03_linking.ipynb).")
+    prepare_copies(folder=folder)
+    assert [path.name for path in (folder.work / "docs").iterdir()] == ["words.md"]
+    page = folder.work / "docs" / "words.md"
+    (target,) = re.findall(r"\]\((.*?)\)", page.read_text("utf-8"))
+    assert (page.parent / target).resolve() == (folder.work / "03_linking.ipynb").resolve()
+    write_atomically(folder.root / "docs" / "words.md", "Newer.")
+    prepare_copies(folder=folder)
+    assert page.read_text("utf-8") == "Newer."
 
 
 def test_what_cannot_be_done_is_refused_in_words(folder, tmp_path, monkeypatch):

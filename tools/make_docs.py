@@ -18,6 +18,8 @@ import re
 import sys
 from pathlib import Path
 
+import chapters
+import glossary
 import matplotlib
 from architecture_picture import draw_architecture
 from library_map import LAYER_OF, direct, modules_of, purpose_of, rooms_of
@@ -26,23 +28,25 @@ from course_lib.files import write_atomically
 
 ROOT = Path(__file__).resolve().parents[1]
 DOCS = ROOT / "docs"
+GLOSSARY = DOCS / "glossary.md"
 PICTURE = DOCS / "pictures" / "architecture.svg"
 BLOCK = re.compile(r"(<!-- (\w+): written by tools/make_docs\.py -->\n).*?(<!-- end of \2 -->)", re.S)
 CODE_LINK = re.compile(r"\[`([\w.]+)`\]\(\.\./course_lib[^)]*\)")
 
 
-def pages() -> dict[Path, str]:
-    """What each page should say."""
-    return {path: rewritten(path.read_text("utf-8")) for path in sorted(DOCS.glob("*.md"))}
+def page(path: Path) -> str:
+    """What a page should say."""
+    wanted = rewritten(path.read_text("utf-8"))
+    return glossary.rewritten(wanted) if path == GLOSSARY else wanted
 
 
-def rewritten(page: str) -> str:
-    """A page with its blocks, and its links to the code, as they should be.
+def rewritten(text: str) -> str:
+    """A page's text with its blocks, and its links to the code, as they should be.
 
     Raises ValueError for a block that nothing writes, AttributeError or ModuleNotFoundError for a name that is gone.
     """
-    page = BLOCK.sub(lambda match: match[1] + BLOCKS[match[2]]() + match[3], page)
-    return CODE_LINK.sub(lambda match: f"[`{match[1]}`]({source_of(match[1])})", page)
+    text = BLOCK.sub(lambda match: match[1] + BLOCKS[match[2]]() + match[3], text)
+    return CODE_LINK.sub(lambda match: f"[`{match[1]}`]({source_of(match[1])})", text)
 
 
 def found(name: str) -> object:
@@ -104,16 +108,38 @@ def picture_is_current() -> bool:
     return PICTURE.is_file() and html.escape(arrows_in_words(), quote=False) in PICTURE.read_text("utf-8")
 
 
-BLOCKS = {"picture": picture_block, "rooms": rooms_block}
+# --- claims ----------------------------------------------------------------------------------------------------------
+
+
+def claims_block() -> str:
+    """A table for each chapter that has one."""
+    lines = []
+    for chapter in chapters.chapters():
+        rows = [(*claim.columns, _where(chapter, claim)) for claim in chapter.claims()]
+        if rows:
+            lines += [f"## [{chapter.title}](../notebooks/{chapter.path.name})", ""]
+            lines += [f"| {' | '.join(row)} |" for row in [(*chapters.HEADER, "by cell"), ["---"] * 5, *rows]] + [""]
+    return "\n".join(lines)
+
+
+def _where(chapter: chapters.Chapter, claim: chapters.Claim) -> str:
+    """The cells, each section's under its heading."""
+    sections = {}
+    for cell in claim.cells:
+        sections.setdefault(chapter.section_of(cell), []).append(f"`{cell}`")
+    return "; ".join(f"{section}: {', '.join(cells)}" for section, cells in sections.items())
+
+
+BLOCKS = {"picture": picture_block, "rooms": rooms_block, "claims": claims_block}
 
 
 def main() -> int:
     if not picture_is_current():
         write_picture()
         print(f"wrote {PICTURE}")
-    for path, page in pages().items():
-        if page != path.read_text("utf-8"):
-            write_atomically(path, page)
+    for path in sorted(DOCS.glob("*.md")):
+        if (wanted := page(path)) != path.read_text("utf-8"):
+            write_atomically(path, wanted)
             print(f"wrote {path}")
     return 0
 

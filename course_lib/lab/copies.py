@@ -3,12 +3,15 @@
 import contextlib
 import hashlib
 import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from course_lib.files import write_atomically
 from course_lib.lab.folder import CourseFolder
+
+PAGE_LINK = re.compile(r"\]\(\.\./docs/([\w-]+\.md)")
 
 
 @dataclass(frozen=True)
@@ -48,7 +51,17 @@ def prepare_copies(
         if copies[-1].status in ("new", "refreshed", "current"):
             handed_out[name] = _fingerprint(source)
     write_atomically(manifest, json.dumps(handed_out, indent=1))
+    _bring_pages(sources, folder)
     return copies
+
+
+def _bring_pages(sources: Sequence[Path], folder: CourseFolder) -> None:
+    """The pages under docs/ that chapters link to, where JupyterLab looks for them: it serves the copies' folder as if
+    there were nothing above it, so that ../docs/page.md is docs/page.md there, and ../notebooks/ are the copies."""
+    for name in sorted({name for source in sources for name in PAGE_LINK.findall(source.read_text("utf-8"))}):
+        page = folder.root / "docs" / name
+        if page.is_file():
+            write_atomically(folder.work / "docs" / name, page.read_text("utf-8").replace("](../notebooks/", "](../"))
 
 
 def _read_manifest(path: Path) -> dict[str, str]:

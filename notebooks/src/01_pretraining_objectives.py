@@ -53,6 +53,8 @@ progress("01")
 #   **Bag of words**: a classifier that knows which words occur and not in which order.
 # - **Names in the code** end in their axes: `ids_BT` has a row for each text of a batch (B) and a column for each position
 #   (T); N counts anything else, Q and K are the positions that look and are looked at.
+#
+# Every term of the course: [the glossary](../docs/glossary.md).
 # </details>
 
 # %% name="setup" tags=["setup"] jupyter={"source_hidden": true}

@@ -52,6 +52,8 @@ progress("02")
 #   and not in which order.
 # - **Names in the code** end in their axes: `logits_NV` has a row for each target (N), a column for each token of the
 #   vocabulary (V).
+#
+# Every term of the course: [the glossary](../docs/glossary.md).
 # </details>
 
 # %% name="setup" tags=["setup"] jupyter={"source_hidden": true}

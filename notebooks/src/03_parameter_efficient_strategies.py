@@ -47,6 +47,8 @@ progress("03")
 # - **Interval**: where the true value lies in 95 of 100 such measurements. **Seed**: here, which sentences are learned from and
 #   in what order.
 # - **Names in the code** end in their axes: `weight_OI` has a row for each channel out (O), a column for each channel in (I).
+#
+# Every term of the course: [the glossary](../docs/glossary.md).
 # </details>
 
 # %% name="setup" tags=["setup"]
@@ -1847,7 +1849,7 @@ claims = [
         "more in skill than in energy" if added >= error and skill_kept > kept_by_8 + 0.2 else "see section 4",
     ],
 ]
-table(["claim", "the source", "measured here", "verdict"], claims)
+table(["usually said", "the source", "measured here", "verdict"], claims)
 
 # %% [markdown] name="summary"
 # ## What to remember

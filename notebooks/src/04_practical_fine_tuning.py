@@ -51,6 +51,8 @@ progress("04")
 #   of its texts that are found (recall). **Bootstrap**: an interval from the same texts, drawn again and again with replacement.
 # - **Interval**: where the true value lies in 95 of 100 such measurements. **The source**: the text that this course grew out of.
 # - **Names in the code** end in their axes: `labels_BT` has a row for each text of the batch (B) and a column for each position (T).
+#
+# Every term of the course: [the glossary](../docs/glossary.md).
 # </details>
 
 # %% name="setup" tags=["setup"]

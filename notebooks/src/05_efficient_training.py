@@ -50,6 +50,8 @@ progress("05")
 # - **Optimiser state**: AdamW keeps two moments for each number that it trains.
 # - **The source**: the text that this course grew out of. **Names in the code** end in their axes:
 #   `ids_BT` has a row for each text of the batch (B) and a column for each position (T).
+#
+# Every term of the course: [the glossary](../docs/glossary.md).
 # </details>
 
 # %% name="setup" tags=["setup"]
