@@ -779,7 +779,7 @@ def cured_compare(nats, n_tokens, n_bytes):
 
 def patient_hold_out(texts, length=64):
     stream = [i for ids in tokenizer.encode_all(texts) for i in ids]
-    windows = [stream[k : k + length] for k in range(0, len(stream) - length, length // 2)]
+    windows = [stream[k : k + length] for k in range(0, len(stream) - length, length // 4)]
     order = torch.randperm(len(windows), generator=seeded(0)).tolist()
     held, tenth = [windows[n] for n in order], len(windows) // 10
     return held[tenth:], held[:tenth]
@@ -797,7 +797,7 @@ Markdown(f"{held_out_and_read(patient_hold_out):.0%} of the held-out 12-grams we
 # %% [markdown] name="clinic-windows-diagnosis"
 # <details><summary>Diagnosis</summary>
 #
-# Each held-out window shares its halves with its neighbours, and these are read. The loss on it measures memory. Split the texts first,
+# Each held-out window stands, in pieces, in its neighbours, and most of these are read. The loss on it measures memory. Split the texts first,
 # by identity, then cut.
 # </details>
 
