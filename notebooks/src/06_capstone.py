@@ -82,7 +82,7 @@ from course_lib.peft import BitFit, LoRA, apply, switch
 from course_lib.pretrained import CHECKPOINTS_FOLDER, load_checkpoint, load_model, save_model
 from course_lib.records import Record
 from course_lib.runs import RECORDS_FOLDER
-from course_lib.runs.own_text import Reading, class_of, held_out_of, own_text, paragraphs
+from course_lib.runs.own_text import HeldOut, Reading, class_of, held_out_of, own_text, paragraphs
 from course_lib.runs.strategies import minilm
 from course_lib.runtime import pick_device, seeded
 from course_lib.tokenizer import train_tokenizer
@@ -244,8 +244,8 @@ compare(
 # %% [markdown] name="reading"
 # ## 3 Let the model read it
 #
-# The shipped decoder continues its pre-training on the part to read: the same task, the next token, on other text. In three ways: in
-# **full**, all weights training; by **LoRA**, low-rank updates beside the frozen ones; and, for comparison, a decoder of the same shape
+# The shipped decoder continues its pre-training on the part to read: the same task, the next token, on other text. In two ways: in
+# **full**, all weights training; and by **LoRA**, low-rank updates beside the frozen ones. For comparison, a decoder of the same shape begins
 # **from nothing**. All read the same rows in the same order. The record (`course record own_text`) has them at a ladder of tokens;
 # the cell below reads the first rungs of it once more, on your machine.
 #
@@ -605,8 +605,8 @@ course(
 )  # fmt: skip
 
 # %% [markdown] name="command-finetune-story"
-# Then a task: paragraphs of two classes, labelled 0 and 1, in a `.csv`. The course's encoder is adapted by BitFit, and tested on the texts that it
-# keeps apart.
+# Then a task: paragraphs of two of the classes with their labels, in a `.csv`. The course's encoder is adapted by BitFit, and tested on texts that the
+# command itself keeps apart, by identity.
 
 # %% name="command-finetune"
 pair = task_classes[:2]
@@ -615,8 +615,8 @@ with (folder / "labelled.csv").open("w", encoding="utf-8", newline="") as file:
     writer.writerow(["text", "label"])
     writer.writerows([t.text, pair.index(class_of(t))] for t in pool + tests if class_of(t) in pair)
 course(
-    "finetune", "--data", folder / "labelled.csv", "--base", "encoder", "--strategy", "bitfit", "--labels", 60, "--tests", 60,
-    "--epochs", 2, "--max-tokens", 48, "--out", folder / "tuned",
+    "finetune", "--data", folder / "labelled.csv", "--base", "encoder", "--strategy", "bitfit", "--epochs", 2,
+    "--max-tokens", 48, "--out", folder / "tuned",
 )  # fmt: skip
 
 # %% name="command-predict"
@@ -726,7 +726,7 @@ Markdown(
 # %% [markdown] name="clinic-perplexity-story"
 # ### Patient 1: a lower loss
 #
-# “We trained a smaller tokenizer, and the same model of word pairs went from more than five nats per token to less than four.”
+# “We exchanged the tokenizer for a smaller one, and the same model, one of token pairs, has a far lower loss per token.”
 
 # %% name="clinic-perplexity" tags=["clinic"]
 
@@ -887,12 +887,14 @@ switch(read_models["LoRA"], None)
 is_undone = torch.equal(logits_of(read_models["LoRA"]), logits_of(snapshots[0]))
 switch(read_models["LoRA"], "default")
 fall = Interval(fall_N.mean(), *(fall_N.mean() + s * 1.96 * fall_N.std() / math.sqrt(len(fall_N)) for s in (-1, 1)))
+test_nats, _ = HeldOut.of(text.words("test"), reading.held_out_tokens).loss(read_models["full"])
 CHECKLIST = [
     ("must", "no text is on two sides", on_two_sides == 0, f"{on_two_sides} are"),
     ("must", "what is saved computes what was trained, to the bit", torch.equal(logits_of(load_model(saved_folder).to(device)), logits_of(read_models["full"])), ""),
     ("must", "with the adapter off, the old model is back, to the bit", is_undone, ""),
     ("", "hardly any test text was read in pieces (12-grams below 5 %)", share_read(ids_of["test"], ids_of["read"], 12) < 0.05, f"{share_read(ids_of['test'], ids_of['read'], 12):.0%}"),
     ("", "the loss on dev texts fell, by more than its interval", fall.low > 0, f"by {fall:.2f} nats per token"),
+    ("", "test texts cost what dev texts do, within 0.3 nats", abs(test_nats - live["full"][max(live["full"])][0]) < 0.3, f"{test_nats:.2f} nats per token"),
     ("", "reading beats counting pairs of tokens", live["full"][max(live["full"])][0] < bigram_nats, f"{live['full'][max(live['full'])][0]:.2f} and {bigram_nats:.2f} nats"),
     ("", "reviews were forgotten by less than was learned here", on_reviews_now["full"] - on_reviews_now["before"] < fall.value, f"{on_reviews_now['full'] - on_reviews_now['before']:+.2f} nats on reviews"),
     ("", "the task was measured on more than one sample", len(SEEDS) > 1, f"{len(SEEDS)}"),
@@ -914,7 +916,7 @@ Markdown(f"{sum(is_so for _, _, is_so, _ in CHECKLIST)} of {len(CHECKLIST)} line
 claims = [
     [
         "Continue pre-training on your own domain.",
-        "recommended",
+        "",
         f"{before_nats:.2f} to {at_end['full']:.2f} nats per token after {last_rung:,} tokens",
         "holds here" if at_end["full"] < before_nats - 0.05 else "not here",
     ],
@@ -926,7 +928,7 @@ claims = [
     ],
     [
         "LoRA is as good as full fine-tuning.",
-        "nearly",
+        "",
         f"{at_end['LoRA'] - at_end['full']:+.2f} nats per token",
         "not for text this far away" if at_end["LoRA"] > at_end["full"] + 0.05 else "holds here",
     ],
@@ -957,8 +959,8 @@ table(["usually said", "the source", "measured here", "verdict"], claims)
 #
 # **Where to go from here.** Put your own text into `OWN`, raise `TOKENS`, and let the chapter run over lunch; then the record's ladder is yours to
 # climb. Chapters [1](01_pretraining_objectives.ipynb) to [5](05_efficient_training.ipynb) have the pieces: another objective, a longer loop, other strategies,
-# labels, more devices. The library in `course_lib/` is made to be read and reused, `docs/` says how several machines share a run, and
-# everything here also opens in `transformers` and `peft`, where larger models wait. What was measured small must be measured again there.
+# labels, more devices. The library in `course_lib/` is made to be read and reused, [docs](../docs/several-machines.md) says how several machines share a run,
+# and everything here also opens in `transformers` and `peft`, where larger models wait. What was measured small must be measured again there.
 #
 # [Back to the beginning: 00 Start here](00_start_here.ipynb)
 #
