@@ -23,7 +23,7 @@ from course_lib.files import not_there, package_folder, read_text
 from course_lib.objectives import Batch
 from course_lib.runtime import seeded
 from course_lib.tokenizer import Tokenizer, load_tokenizer
-from course_lib.vocabulary import Vocabulary
+from course_lib.vocabulary import DOCUMENT, Vocabulary
 
 DATA_FOLDER = Path(__file__).parent.parent / "data"
 RECORDS_FOLDER, ADAPTERS_FOLDER = DATA_FOLDER / "records", DATA_FOLDER / "adapters"
@@ -226,6 +226,16 @@ def pack(documents: Iterable[Sequence[int]], length: int, *, vocabulary: Vocabul
     return Packed(ids[cut].view(-1, length), document_ids[cut].view(-1, length))
 
 
+def as_stream(texts: Iterable[str], tokenizer: Tokenizer) -> Tensor:
+    """int64 [N]: the tokens of texts one behind the other, each between [BOS] and [EOS], as a decoder reads documents.
+
+    >>> as_stream(["a film", "a play"], course_tokenizer()).tolist().count(course_tokenizer().vocabulary.eos)
+    2
+    """
+    bos, eos = tokenizer.vocabulary.frame_ids("a stream of documents", DOCUMENT)
+    return torch.tensor([i for ids in tokenizer.encode_all(texts) for i in (bos, *ids, eos)])
+
+
 def packed_rows(texts: Iterable[str], length: int) -> Packed:
     """Texts as packed rows of the course's tokens. Raises what `pack` raises."""
     tokenizer = course_tokenizer()
@@ -255,7 +265,7 @@ def pad(
     >>> pad([[7, 8, 9], [7]], Vocabulary(10, pad=0, cls=4, sep=5), length=4).tolist()
     [[4, 7, 8, 5], [4, 7, 5, 0]]
     """
-    first_id, last_id, pad_id = (vocabulary.require(name, "padding") for name in (*frame, "pad"))
+    (first_id, last_id), pad_id = vocabulary.frame_ids("padding", frame), vocabulary.require("pad", "padding")
     if not sequences:
         raise ValueError("sequences are empty: give at least one")
     if length is not None and length < 3:

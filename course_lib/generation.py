@@ -166,7 +166,7 @@ def fill_in(
     if not isinstance(model, Encoder):
         raise TypeError(f"model is a {type(model).__name__}: only an Encoder reads what stands behind a [MASK]")
     mask_id = tokenizer.vocabulary.require("mask", "filling in")
-    first_id, last_id = (tokenizer.vocabulary.require(name, "filling in") for name in frame)
+    first_id, last_id = tokenizer.vocabulary.frame_ids("filling in", frame)
     ids = tokenizer.encode(text, special=True)
     if mask_id not in ids:
         raise ValueError(

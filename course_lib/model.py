@@ -27,6 +27,7 @@ from course_lib.layers import (
     rotation,
 )
 from course_lib.objectives import Batch
+from course_lib.pooling import pool
 
 Cache = list[KeyValues]  # one pair a layer
 
@@ -68,10 +69,8 @@ class LanguageModel(nn.Module):
         return logits_NV
 
     def features(self, input_ids_BT: Tensor, is_real_BT: Tensor) -> Tensor:
-        """[B, E]: the last hidden state, averaged over real tokens."""
-        hidden_BTE = self.encode(input_ids_BT, is_real_BT)
-        weight_BT1 = is_real_BT[..., None].to(hidden_BTE.dtype)
-        return (hidden_BTE * weight_BT1).sum(1) / weight_BT1.sum(1).clamp(min=1)
+        """[B, E]: the last hidden state, averaged over real tokens. Raises ValueError for a text of padding alone."""
+        return pool(self.encode(input_ids_BT, is_real_BT), is_real_BT)
 
     def encode(self, input_ids_BT: Tensor, is_real_BT: Tensor) -> Tensor:
         """[B, T, E]: the last hidden state of a text without corruption, padding unseen."""

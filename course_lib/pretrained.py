@@ -9,6 +9,7 @@ import json
 import math
 import re
 from dataclasses import asdict, fields
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -179,6 +180,12 @@ def load_minilm() -> tuple[LanguageModel, Tokenizer]:
     """The real MiniLM in our own encoder (without a prediction head: it was published without), and its tokenizer."""
     folder = minilm_folder()
     return load_model(folder), load_tokenizer(folder / "tokenizer.json")
+
+
+@cache
+def minilm() -> tuple[LanguageModel, Tokenizer]:
+    """MiniLM, read once. Work on a copy: what is applied to it changes it for all."""
+    return load_minilm()
 
 
 def _config_of(model: LanguageModel) -> dict:

@@ -11,6 +11,8 @@ from torch import Tensor
 
 IGNORE_INDEX = -100  # labels with this value carry no loss: what torch's cross-entropy skips
 
+DOCUMENT = ("bos", "eos")  # what stands around a document, by name
+
 # In the course's tokenizer: ids 0 to 6, then 7 to 106.
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[BOS]", "[EOS]", "[CLS]", "[SEP]", "[MASK]")
 N_SENTINELS = 100
@@ -74,7 +76,7 @@ or pass Vocabulary(cls=...)
     def frame(self) -> tuple[str, str]:
         """What stands around a text: [BOS] and [EOS], as in all of the course's own training, or [CLS] and [SEP] where
         a vocabulary has only those, as BERT's."""
-        return ("bos", "eos") if self.bos is not None and self.eos is not None else ("cls", "sep")
+        return DOCUMENT if self.bos is not None and self.eos is not None else ("cls", "sep")
 
     @cached_property
     def is_ordinary_V(self) -> Tensor:  # a table to look up beats a search for every token
@@ -100,6 +102,16 @@ or pass Vocabulary(cls=...)
                 f"use the course's tokenizer, or pass Vocabulary({name}=...)"
             )
         return special_id
+
+    def frame_ids(self, purpose: str, frame: tuple[str, str] | None = None) -> tuple[int, int]:
+        """The ids of the two special tokens around a text: those that `frame` names, else the vocabulary's own.
+        ValueError says what needs them where one is missing.
+
+        >>> Vocabulary(size=10, bos=2, eos=3, cls=4, sep=5).frame_ids("a text")
+        (2, 3)
+        """
+        first, last = frame or self.frame
+        return self.require(first, purpose), self.require(last, purpose)
 
     def check_ids(self, input_ids: Tensor) -> None:
         """TypeError unless `input_ids` is a tensor, ValueError unless it holds int64 ids of this vocabulary, at least

@@ -19,7 +19,7 @@ from course_lib.finetuning import (
     Padding,
     Seq2SeqCollator,
     as_batch,
-    collated_batches,
+    grouped_batches,
     length_grouped,
 )
 from course_lib.generation import generate
@@ -471,9 +471,18 @@ def test_texts_of_one_length_are_shuffled_all_the_same():
 
 def test_nothing_makes_no_batch_and_batches_are_collated_by_their_numbers():
     assert list(length_grouped([], 4, generator=seeded(0))) == []
-    examples = [{"input_ids": [n, n]} for n in range(7, 13)]
-    made = list(collated_batches(examples, DefaultCollator(), iter([[0, 5], [3]])))
-    assert [batch["input_ids"].tolist() for batch in made] == [[[7, 7], [12, 12]], [[10, 10]]]
+    for examples, collate in (
+        ([{"prompt": [7] * (n % 5), "response": [8] * n} for n in range(1, 13)], GenerationCollator(VOCABULARY)),
+        ([{"source": [7] * n, "target": [8]} for n in range(1, 13)], Seq2SeqCollator(VOCABULARY)),
+    ):
+        made = list(grouped_batches(examples, collate, 4, generator=seeded(3)))
+        lengths = [sum(len(example[name]) for name in example) for example in examples]
+        order = list(length_grouped(lengths, 4, generator=seeded(3)))
+        assert order != list(length_grouped(lengths[::-1], 4, generator=seeded(3)))  # the control: lengths matter
+        for batch, numbers in zip(made, order, strict=True):
+            wanted = as_batch(collate([examples[n] for n in numbers]))
+            assert torch.equal(batch.input_ids_BT, wanted.input_ids_BT)
+            assert torch.equal(batch.labels_BL, wanted.labels_BL)
 
 
 # ---------------------------------------------------------------- stacking

@@ -94,7 +94,7 @@ def small(monkeypatch, tmp_path):
         (tmp_path / file).write_bytes(b"tiny")
     monkeypatch.setattr(efficiency, "METHODS", SMALL)
     monkeypatch.setattr(efficiency, "base_of", cache(base_of.__wrapped__))
-    monkeypatch.setattr(efficiency, "load_minilm", tiny_minilm)
+    monkeypatch.setattr(efficiency, "minilm", tiny_minilm)
     monkeypatch.setattr(efficiency, "load_reader", tiny_reader)
     monkeypatch.setattr(efficiency, "READER_FOLDER", tmp_path)
     monkeypatch.setattr(efficiency, "load_checkpoint", {"encoder": tiny_encoder()}.__getitem__)
@@ -339,7 +339,7 @@ def spoiled(name):
 @pytest.mark.parametrize("name", [name for name, method in SMALL.items() if method.base])
 def test_a_method_works_on_a_copy_of_its_base(small, monkeypatch, name):
     assert not spoiled(name)
-    monkeypatch.setattr(efficiency, "load_minilm", lambda: copy.deepcopy(tiny_minilm()))
+    monkeypatch.setattr(efficiency, "minilm", lambda: copy.deepcopy(tiny_minilm()))
     monkeypatch.setattr(efficiency, "load_reader", lambda: copy.deepcopy(tiny_reader()))
     monkeypatch.setattr(efficiency, "load_checkpoint", lambda name: copy.deepcopy(tiny_encoder()))
     monkeypatch.setattr(efficiency, "base_of", cache(base_of.__wrapped__))

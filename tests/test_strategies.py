@@ -15,6 +15,7 @@ import torch
 from oracles import within_binomial
 from tiny import shaken
 
+from course_lib import pretrained
 from course_lib.data import DATA_FOLDER, course_tokenizer, reviews_of
 from course_lib.evaluation import bag_of_words_predictions, first_tokens, frozen_features
 from course_lib.finetuning import Classifier, FineTuning, fine_tune, fit_head, predictions
@@ -58,8 +59,6 @@ def sentences(split, source):
 def tiny_minilm():
     """A tiny encoder for the tokens of MiniLM."""
     tokenizer = load_tokenizer(minilm_folder() / "tokenizer.json")
-    tokenizer.backend.no_padding()
-    tokenizer.backend.no_truncation()
     config = TransformerConfig(tokenizer.vocabulary.size, 8, 2, 2, 40, 160)
     return shaken(new_model(partial(Encoder, head=False), config, device="cpu"), 0.3).eval(), tokenizer
 
@@ -342,7 +341,7 @@ def test_other_numbers_of_labels_are_added_to_what_was_recorded(counted, small):
 
 def test_the_model_of_the_comparison_is_read_once(monkeypatch):
     read = []
-    monkeypatch.setattr(strategies, "load_minilm", lambda: read.append(1) or ("model", "tokenizer"))
+    monkeypatch.setattr(pretrained, "load_minilm", lambda: read.append(1) or ("model", "tokenizer"))
     strategies.minilm.cache_clear()
     assert strategies.minilm() == strategies.minilm() == ("model", "tokenizer") and read == [1]
     strategies.minilm.cache_clear()

@@ -12,7 +12,8 @@ from pathlib import Path
 
 LIBRARY = Path(__file__).resolve().parents[1] / "course_lib"
 LAYERS = [
-    {"runtime", "files", "vocabulary", "masks", "spans", "schedules", "optimizers", "precision", "stopping", "plots"},
+    {"runtime", "files", "schedules", "optimizers", "precision", "stopping", "plots"}
+    | {"vocabulary", "masks", "spans", "pooling"},
     {"records", "tokenizer", "layers", "objectives", "weights"},
     {"data", "model", "checkpoint"},
     {"peft", "training", "generation", "evaluation", "pretrained", "architectures", "recomputation", "documentation"},

@@ -62,7 +62,7 @@ def judge_with(
     The judge raises ValueError for a text without a token, or a classifier of other classes.
     """
     vocabulary = tokenizer.vocabulary
-    pad, first, last = (vocabulary.require(name, "judging a text") for name in ("pad", *vocabulary.frame))
+    pad, (first, last) = vocabulary.require("pad", "judging a text"), vocabulary.frame_ids("judging a text")
 
     def judge(text: str) -> Judged:
         ids = tokenizer.encode(text)[:max_tokens]

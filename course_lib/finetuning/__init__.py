@@ -8,10 +8,10 @@ from course_lib.finetuning.collators import (
     Padding,
     Seq2SeqCollator,
     as_batch,
-    collated_batches,
+    grouped_batches,
     length_grouped,
 )
-from course_lib.finetuning.heads import POOLINGS, Classifier, Writer, pool
+from course_lib.finetuning.heads import Classifier, Writer
 from course_lib.finetuning.instructions import (
     HEADERS,
     Encoded,
@@ -25,7 +25,8 @@ from course_lib.finetuning.instructions import (
     prompt_of,
     render,
 )
-from course_lib.finetuning.tuning import Epoch, FineTuning, epochs, fine_tune, fit_head, predictions
+from course_lib.finetuning.tuning import Epoch, FineTuning, epochs, fine_tune, fit_head, nearest, predictions
+from course_lib.pooling import POOLINGS, pool
 
 __all__ = [
     "HEADERS",
@@ -44,14 +45,15 @@ __all__ = [
     "Turn",
     "Writer",
     "as_batch",
-    "collated_batches",
     "encode",
     "encode_chat",
     "encode_prompt",
     "epochs",
     "fine_tune",
     "fit_head",
+    "grouped_batches",
     "length_grouped",
+    "nearest",
     "pack",
     "parse",
     "pool",

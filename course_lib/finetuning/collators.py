@@ -17,7 +17,7 @@ from torch import Tensor
 from course_lib import masks
 from course_lib.objectives import Batch
 from course_lib.spans import shift_right
-from course_lib.vocabulary import IGNORE_INDEX, Vocabulary
+from course_lib.vocabulary import DOCUMENT, IGNORE_INDEX, Vocabulary
 
 Example = Mapping[str, Any]
 Collated = dict[str, Tensor]
@@ -102,7 +102,7 @@ class ClassificationCollator:
     def __call__(self, examples: Sequence[Example]) -> Collated:
         names = _same_fields(examples, ("input_ids",), optional=("label",))
         room = None if self.padding.max_len is None else self.padding.max_len - 2
-        first, last = _frame(self.vocabulary)
+        first, last = self.vocabulary.frame_ids("a text")
         rows = [[first, *example["input_ids"][:room], last] for example in examples]
         batch = _padded(rows, self.vocabulary, self.padding)
         if "label" in names:
@@ -148,7 +148,7 @@ class GenerationCollator:
         return batch
 
     def _joined(self, prompt: Sequence[int], response: Sequence[int]) -> tuple[list[int], list[int]]:
-        bos, eos = (self.vocabulary.require(name, "a prompt with its response") for name in ("bos", "eos"))
+        bos, eos = self.vocabulary.frame_ids("a prompt with its response", DOCUMENT)
         row = [bos, *prompt, *response, eos]
         start = 1 if self.learn == "all" else 1 + len(prompt)
         return row, [int(place >= start) for place in range(len(row))]
@@ -186,7 +186,7 @@ class Seq2SeqCollator:
 
     def __call__(self, examples: Sequence[Example]) -> Collated:
         _same_fields(examples, ("source", "target"))
-        bos, eos = (self.vocabulary.require(name, "a target") for name in ("bos", "eos"))
+        bos, eos = self.vocabulary.frame_ids("a target", DOCUMENT)
         sources = ClassificationCollator(self.vocabulary, self.padding)([{"input_ids": e["source"]} for e in examples])
         targets = [[*example["target"], eos] for example in examples]
         read = [[bos, *example["target"]] for example in examples]
@@ -246,14 +246,18 @@ def length_grouped(
         yield batches[place]
 
 
-def collated_batches(
+def grouped_batches(
     examples: Sequence[Example],
     collate: Callable[[Sequence[Example]], Collated],
-    batches: Iterator[Sequence[int]],
-) -> Iterator[Collated]:
-    """The examples of each batch of numbers, collated."""
-    for numbers in batches:
-        yield collate([examples[n] for n in numbers])
+    batch_size: int,
+    *,
+    generator: torch.Generator,
+) -> Iterator[Batch]:
+    """What `training` reads of all examples once, those of like length together, as `length_grouped` orders them."""
+    read = [name for name in ("input_ids", "source", "prompt", "response") if name in (examples[0] if examples else ())]
+    lengths = [sum(len(example[name]) for name in read) for example in examples]
+    for numbers in length_grouped(lengths, batch_size, generator=generator):
+        yield as_batch(collate([examples[n] for n in numbers]))
 
 
 def _padded(rows: Sequence[Sequence[int]], vocabulary: Vocabulary, padding: Padding) -> Collated:
@@ -267,11 +271,6 @@ def _tensor(name: str, value: object) -> Tensor:
         return torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"field {name!r} is {value!r:.40}: only numbers can be stacked, leave it out") from error
-
-
-def _frame(vocabulary: Vocabulary) -> tuple[int, int]:
-    first, last = (vocabulary.require(name, "a text") for name in vocabulary.frame)
-    return first, last
 
 
 def _class(label: object, number: int) -> int:

@@ -14,7 +14,7 @@ import torch
 
 from course_lib.finetuning.collators import Collated
 from course_lib.tokenizer import Tokenizer
-from course_lib.vocabulary import IGNORE_INDEX, Vocabulary
+from course_lib.vocabulary import DOCUMENT, IGNORE_INDEX, Vocabulary
 
 HEADERS = {"system": "### System:", "user": "### Instruction:", "input": "### Input:", "assistant": "### Response:"}
 ROLES = ("system", "user", "assistant")
@@ -123,7 +123,7 @@ def encode(
     """
     if learn not in ("response", "all"):
         raise ValueError(f"learn is {learn!r}: choose 'response' or 'all'")
-    bos, eos = (tokenizer.vocabulary.require(name, "an instruction") for name in ("bos", "eos"))
+    bos, eos = tokenizer.vocabulary.frame_ids("an instruction", DOCUMENT)
     answer = [*tokenizer.encode(example.output), eos]
     prompt, cut = _fitted(example, tokenizer, max_len - len(answer), may_exceed=may_cut_output)
     ids = [bos, *prompt, *answer]
@@ -163,7 +163,7 @@ def encode_chat(turns: Sequence[Turn], tokenizer: Tokenizer, *, max_len: int = 2
         raise ValueError("the system's turn stands first, and there is at most one")
     if not spoken or spoken != [ROLES[1 + n % 2] for n in range(len(spoken))]:
         raise ValueError(f"the turns are {', '.join(spoken) or 'none'}: user and assistant take turns, the user first")
-    bos, eos = (tokenizer.vocabulary.require(name, "a conversation") for name in ("bos", "eos"))
+    bos, eos = tokenizer.vocabulary.frame_ids("a conversation", DOCUMENT)
     ids, learned = [bos], [False]
     for number, turn in enumerate(turns):
         before = "" if number == 0 or turn.role == "assistant" or turns[number - 1].role == "assistant" else "\n\n"

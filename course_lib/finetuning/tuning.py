@@ -6,8 +6,9 @@ Axes: B text of the batch, T position in it, N text, C class, E channel of the m
 
 import contextlib
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from course_lib.schedules import Schedule
 from course_lib.stopping import BestWeights
 from course_lib.tokenizer import Tokenizer
 
+Setting = TypeVar("Setting")
 DEAD = 1e-8  # a feature whose spread is below this share of the largest says nothing
 
 
@@ -80,6 +82,15 @@ class FineTuning:
     def padding(self) -> Padding:
         longest = self.max_tokens + 2  # two special tokens
         return Padding(longest, fill_to=longest if self.pad_to_most else 0)
+
+
+def nearest(by_number: Mapping[int, Setting], number: int) -> Setting:
+    """What suits the nearest number, by ratio.
+
+    >>> nearest({100: "ten epochs", 1000: "three"}, 300)
+    'ten epochs'
+    """
+    return by_number[min(by_number, key=lambda known: abs(math.log(known / number)))]
 
 
 @dataclass(frozen=True)

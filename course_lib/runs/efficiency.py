@@ -6,7 +6,6 @@ Every method reads the same stretch of each text and is judged on the same texts
 
 import copy
 import json
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from functools import cache
@@ -17,10 +16,10 @@ import numpy as np
 from course_lib.data import RECORDS_FOLDER, Review, course_tokenizer, reviews_of
 from course_lib.evaluation import COMPARISON_TOKENS, first_tokens, fit_bag_of_words, labelled_sample
 from course_lib.files import sha256_of
-from course_lib.finetuning import Classifier, FineTuning, fine_tune, predictions
+from course_lib.finetuning import Classifier, FineTuning, fine_tune, nearest, predictions
 from course_lib.model import Encoder, LanguageModel
 from course_lib.peft import LoRA, Strategy, apply
-from course_lib.pretrained import CHECKPOINTS_FOLDER, load_checkpoint, load_minilm, minilm_folder
+from course_lib.pretrained import CHECKPOINTS_FOLDER, load_checkpoint, minilm, minilm_folder
 from course_lib.records import Record, check_same
 from course_lib.runs.reading import READER_FOLDER, load_reader
 from course_lib.runs.transfer import PRETRAINED, SCRATCH
@@ -47,7 +46,7 @@ class Method:
 
     def setting(self, labels: int) -> FineTuning:
         """That of the nearest number of labels."""
-        return self.settings[min(self.settings, key=lambda known: abs(math.log(known / labels)))]
+        return nearest(self.settings, labels)
 
 
 def _settings(by_labels: Mapping[int, tuple[float, int]], **more: object) -> Settings:
@@ -107,7 +106,7 @@ class Efficiency:
 def base_of(name: str, seed: int = 0) -> tuple[LanguageModel, Tokenizer]:
     """A base and its tokenizer, read once. Work on a copy of it."""
     if name == "minilm":
-        return load_minilm()
+        return minilm()
     if name == "reader":
         return load_reader()
     encoder = load_checkpoint("encoder")

@@ -16,11 +16,9 @@ from course_lib.finetuning import (
     Encoded,
     GenerationCollator,
     Instruction,
-    as_batch,
-    collated_batches,
     encode,
     encode_prompt,
-    length_grouped,
+    grouped_batches,
 )
 from course_lib.finetuning.tasks import (
     TASKS,
@@ -337,7 +335,5 @@ def _encoded(examples: Sequence[Instruction]) -> list[Encoded]:
 def _batches(examples_of: Callable[[int], list[Encoded]], how: Following) -> Iterator[Batch]:
     collate = GenerationCollator(course_tokenizer().vocabulary, learn=how.learn)
     for epoch in itertools.count():
-        encoded = examples_of(epoch)
-        lengths = [len(example.input_ids) for example in encoded]
-        batches = length_grouped(lengths, how.batch_size, generator=seeded(how.seed, epoch))
-        yield from map(as_batch, collated_batches([e.as_example() for e in encoded], collate, batches))
+        examples = [encoded.as_example() for encoded in examples_of(epoch)]
+        yield from grouped_batches(examples, collate, how.batch_size, generator=seeded(how.seed, epoch))

@@ -3,10 +3,8 @@
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
 from course_lib import data
-from course_lib.data import RECORDS_FOLDER, course_tokenizer, holds_slur, normalize
+from course_lib.data import RECORDS_FOLDER, as_stream, course_tokenizer, holds_slur, normalize
 from course_lib.evaluation import (
     COMPRESSORS,
     Bigram,
@@ -40,7 +38,7 @@ def record_language(*, path: Path = RECORDS_FOLDER / "language.jsonl", progress:
     training = [normalize(text) for text in data.training_texts()]
     held_out = [normalize(review.text) for review in data.reviews_of("dev")]
     n_bytes = sum(len(text.encode()) for text in held_out)
-    train_N, test_N = _stream(training), _stream(held_out)
+    train_N, test_N = (as_stream(texts, course_tokenizer()) for texts in (training, held_out))
     n_targets, vocabulary = len(test_N) - 1, course_tokenizer().vocabulary
 
     def add(name: str, metric: str, value: float) -> None:
@@ -87,9 +85,3 @@ def _stretches(texts: list[str]) -> list[list[int]]:
     """The beginnings of as many real reviews, as long as the samples."""
     long_enough = (ids for ids in course_tokenizer().encode_all(texts) if len(ids) >= SAMPLE_TOKENS)
     return [ids[:SAMPLE_TOKENS] for ids, _ in zip(long_enough, range(SAMPLES), strict=False)]
-
-
-def _stream(texts: list[str]) -> torch.Tensor:
-    tokenizer = course_tokenizer()
-    bos, eos = tokenizer.vocabulary.bos, tokenizer.vocabulary.eos
-    return torch.tensor([i for ids in tokenizer.encode_all(texts) for i in (bos, *ids, eos)])

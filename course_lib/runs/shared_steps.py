@@ -33,6 +33,7 @@ from course_lib.parallel import (
 )
 from course_lib.runtime import pick_device
 from course_lib.training import ALONE, Engine, new_model, train
+from course_lib.vocabulary import DOCUMENT
 
 RATE = {"sgd": 0.3, "adamw": 1e-3}
 OPTIMIZERS, ENGINES = tuple(RATE), ("alone", "ddp", "fsdp", "mean of means")
@@ -81,9 +82,7 @@ class SharedSteps:
         texts = [r.text for r in reviews_of("train", "rotten_tomatoes")[: self.steps * self.accumulate * rows]]
         sequences = tokenizer.encode_all(texts)
         for start in range(0, len(sequences), rows):
-            ids_BT = pad(
-                sequences[start : start + rows], tokenizer.vocabulary, length=self.length, frame=("bos", "eos")
-            )
+            ids_BT = pad(sequences[start : start + rows], tokenizer.vocabulary, length=self.length, frame=DOCUMENT)
             yield causal(ids_BT, tokenizer.vocabulary)
 
 

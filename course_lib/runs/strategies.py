@@ -4,7 +4,7 @@ import copy
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from functools import cache, cached_property
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -13,12 +13,10 @@ from course_lib.data import RECORDS_FOLDER, Review, course_tokenizer, reviews_of
 from course_lib.evaluation import bag_of_words_predictions, first_tokens, frozen_features, labelled_sample
 from course_lib.files import sha256_of
 from course_lib.finetuning import Classifier, FineTuning, fine_tune, fit_head, predictions
-from course_lib.model import LanguageModel
 from course_lib.peft import Adapter, Applied, BitFit, Full, LoRA, Prefix, Strategy, apply
-from course_lib.pretrained import load_minilm, minilm_folder
+from course_lib.pretrained import minilm, minilm_folder
 from course_lib.records import Record, check_same
 from course_lib.runtime import pick_device
-from course_lib.tokenizer import Tokenizer
 
 BASELINES = ("bag of words", "head alone")
 
@@ -70,12 +68,6 @@ class Comparison:
 
     def seeds_at(self, labels: int) -> range:
         return range(self.seeds if labels < self.many else self.seeds_of_many)
-
-
-@cache
-def minilm() -> tuple[LanguageModel, Tokenizer]:
-    """MiniLM, read once. Work on a copy: a strategy changes what it is applied to."""
-    return load_minilm()
 
 
 def fresh_classifier() -> Classifier:

@@ -10,7 +10,7 @@ import numpy as np
 from course_lib.data import RECORDS_FOLDER, Review, course_tokenizer
 from course_lib.evaluation import bag_of_words_accuracy, first_tokens, frozen_features, probe_accuracy
 from course_lib.files import sha256_of
-from course_lib.finetuning import Classifier, FineTuning, fine_tune, predictions
+from course_lib.finetuning import Classifier, FineTuning, fine_tune, nearest, predictions
 from course_lib.model import Encoder
 from course_lib.pretrained import CHECKPOINTS_FOLDER, load_checkpoint
 from course_lib.records import Record
@@ -80,17 +80,12 @@ def accuracy(method: str, sample: list[Review], tests: list[Review], *, seed: in
     if method == "bag of words":
         texts, test_texts = first_tokens(texts, tokenizer), first_tokens(test_texts, tokenizer)
         return bag_of_words_accuracy(texts, np.array(labels), test_texts, test_labels)
-    encoder, how = load_checkpoint("encoder").to(pick_device()), _setting(PRETRAINED, len(labels))
+    encoder, how = load_checkpoint("encoder").to(pick_device()), nearest(PRETRAINED, len(labels))
     if method == "probe":
         features_NE, test_NE = (frozen_features(encoder, part, tokenizer) for part in (texts, test_texts))
         return probe_accuracy(features_NE, np.array(labels), test_NE, test_labels, strength=how.head_strength)
     if method == "scratch":
-        encoder, how = new_model(Encoder, encoder.config, seed=seed), _setting(SCRATCH, len(labels))
+        encoder, how = new_model(Encoder, encoder.config, seed=seed), nearest(SCRATCH, len(labels))
     classifier = Classifier(encoder).to(pick_device())
     fine_tune(classifier, texts, labels, tokenizer, replace(how, seed=seed))
     return float((predictions(classifier, test_texts, tokenizer).argmax(1) == test_labels).mean())
-
-
-def _setting(settings: dict[int, FineTuning], labels: int) -> FineTuning:
-    """That of the nearest number of labels."""
-    return settings[min(settings, key=lambda known: abs(np.log(known / labels)))]

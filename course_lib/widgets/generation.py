@@ -20,6 +20,7 @@ from course_lib.model import Decoder, evaluating
 from course_lib.plots import Candidate
 from course_lib.runtime import seeded
 from course_lib.tokenizer import Tokenizer
+from course_lib.vocabulary import DOCUMENT
 from course_lib.widgets.binder import Explorer, bind
 
 SHOWN, STEPS, DRAWN = 12, 20, 20  # likeliest tokens, tokens that the slider steps through, tokens of a continuation
@@ -62,7 +63,7 @@ class GenerationBench:
             raise ValueError("prompts are empty: give at least one, as in {'a film': 'this film was'}")
         self.model, self.tokenizer = model, tokenizer
         vocabulary = tokenizer.vocabulary
-        bos, eos = (vocabulary.require(name, "the generation explorer") for name in ("bos", "eos"))
+        bos, eos = vocabulary.frame_ids("the generation explorer", DOCUMENT)
         self.ids = {name: [bos, *tokenizer.encode(text)] for name, text in prompts.items()}
         room = model.config.max_len - STEPS - DRAWN
         for name, ids in self.ids.items():

@@ -43,8 +43,8 @@ class PrefixBench:
     def __init__(self, model: Encoder, cache: Cache, texts: Sequence[str], tokenizer: Tokenizer) -> None:
         self.model, self.cache, self.tokenizer = model, cache, tokenizer
         self.longest = cache[0][0].shape[2]
-        frame = [tokenizer.vocabulary.require(name, "the prefix explorer") for name in tokenizer.vocabulary.frame]
-        self.texts = {text: [frame[0], *tokenizer.encode(text)[: MOST_TOKENS - 2], frame[1]] for text in texts}
+        first, last = tokenizer.vocabulary.frame_ids("the prefix explorer")
+        self.texts = {text: [first, *tokenizer.encode(text)[: MOST_TOKENS - 2], last] for text in texts}
 
     def compute(self, length: int, layer: int = 0, head: int = 0, text: str | None = None) -> PrefixView:
         """length: how many positions of the prefix stand there, from its first on.

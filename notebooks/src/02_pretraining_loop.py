@@ -79,6 +79,7 @@ from course_lib.checkpoint import Checkpoints, restore_random_states
 from course_lib.data import (
     Packed,
     PretrainingDataset,
+    as_stream,
     course_tokenizer,
     holds_slur,
     normalize,
@@ -610,7 +611,7 @@ MEASURED = 80  # reviews
 quality = Record(runs.RECORDS_FOLDER / "language.jsonl")
 texts = [normalize(review.text) for review in reviews_of("dev", "imdb")[:MEASURED]]
 n_bytes = sum(len(text.encode()) for text in texts)
-stream = torch.tensor([i for ids in tokenizer.encode_all(texts) for i in (vocabulary.bos, *ids, vocabulary.eos)])
+stream = as_stream(texts, tokenizer)
 training_stream = packed.ids_NT.flatten()
 
 bits = {

@@ -95,7 +95,7 @@ from course_lib.peft import (
 from course_lib.peft.prefix import prefix_cache
 from course_lib.peft.spectrum import changes, cut_changes, spectrum, weights_of
 from course_lib.planner import trained_parameters
-from course_lib.pretrained import load_checkpoint, save_model
+from course_lib.pretrained import load_checkpoint, minilm, save_model
 from course_lib.records import Record
 from course_lib.runs.strategies import (
     BASELINES,
@@ -105,7 +105,6 @@ from course_lib.runs.strategies import (
     baseline_is_right,
     fresh_classifier,
     is_right,
-    minilm,
 )
 from course_lib.runtime import autocast, kept_for_backward, pick_device, seeded, wait_for
 from course_lib.widgets.binder import compare, guess, guess_number, sweep, table

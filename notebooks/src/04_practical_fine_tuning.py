@@ -111,6 +111,7 @@ from course_lib.finetuning import (
     encode_chat,
     epochs,
     fine_tune,
+    grouped_batches,
     length_grouped,
     parse,
     predictions,
@@ -121,14 +122,13 @@ from course_lib.finetuning.tasks import TASKS, labelled_sentences, make_examples
 from course_lib.generation import generate
 from course_lib.model import EncoderDecoder
 from course_lib.peft import LoRA, apply, switch
-from course_lib.pretrained import load_checkpoint
+from course_lib.pretrained import load_checkpoint, minilm
 from course_lib.records import Record
 from course_lib.runs import RECORDS_FOLDER, FineTune, finetune, load_tuned
 from course_lib.runs.efficiency import METHODS, Efficiency, outcome
 from course_lib.runs.following import MAX_LEN, Following, assess, follow, held_out_prompts, load_follower
 from course_lib.runs.judging import load_judge
 from course_lib.runs.reading import load_reader
-from course_lib.runs.strategies import minilm
 from course_lib.runtime import pick_device, seeded
 from course_lib.training import held_out_loss, train
 from course_lib.widgets.binder import compare, guess, guess_number, sweep, table
@@ -1038,8 +1038,7 @@ pair_model = text_to_text(load_checkpoint("encoder"))
 
 def pair_batches():
     for number in range(PASSES):
-        for numbers in length_grouped([len(p["source"]) for p in pairs], SIZE, generator=seeded(number)):
-            yield as_batch(collate_pairs([pairs[n] for n in numbers]))
+        yield from grouped_batches(pairs, collate_pairs, SIZE, generator=seeded(number))
 
 
 n_steps = PASSES * -(-len(pairs) // SIZE)

@@ -15,11 +15,10 @@ from course_lib.finetuning import (
     FineTuning,
     GenerationCollator,
     Instruction,
-    as_batch,
     encode,
     encode_prompt,
     epochs,
-    length_grouped,
+    grouped_batches,
 )
 from course_lib.model import Decoder
 from course_lib.objectives import Batch
@@ -207,9 +206,8 @@ def _steps(
 def _batches(
     encoded: Sequence[Encoded], how: FineTuning, collate: GenerationCollator, epoch: int = 0
 ) -> Iterator[Batch]:
-    lengths = [len(example.input_ids) for example in encoded]
-    for numbers in length_grouped(lengths, how.batch_size, generator=seeded(how.seed, epoch)):
-        yield as_batch(collate([encoded[n].as_example() for n in numbers]))
+    examples = [example.as_example() for example in encoded]
+    return grouped_batches(examples, collate, how.batch_size, generator=seeded(how.seed, epoch))
 
 
 def _mean_loss(rows: Sequence[StepRecord]) -> float:

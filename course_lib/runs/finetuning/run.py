@@ -2,7 +2,6 @@
 a picture of the curves, and what `load_tuned` reads. Nothing is written before the model has learned.
 """
 
-import math
 import shlex
 import time
 from collections.abc import Callable, Mapping
@@ -14,7 +13,7 @@ from course_lib import __version__
 from course_lib.data import corpus_path
 from course_lib.evaluation import COMPARISON_TOKENS
 from course_lib.files import sha256_of
-from course_lib.finetuning import POOLINGS, FineTuning
+from course_lib.finetuning import POOLINGS, FineTuning, nearest
 from course_lib.model import Decoder
 from course_lib.peft import LoRA, Strategy
 from course_lib.runs.efficiency import ENCODER_LORA, MINILM, MINILM_LORA, Settings
@@ -224,7 +223,7 @@ def _suiting_classes(base: Base, strategy: str, examples: Examples) -> FineTunin
 
 
 def _nearest(by_number: ByNumber, number: int, **more: object) -> FineTuning:
-    rate, epochs = by_number[min(by_number, key=lambda known: abs(math.log(known / number)))]
+    rate, epochs = nearest(by_number, number)
     return FineTuning(rate=rate, epochs=epochs, head_strength=0.005, length_grouped=True, patience=PATIENCE, **more)
 
 
