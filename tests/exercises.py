@@ -2,6 +2,7 @@
 gives back what the check does."""
 
 import inspect
+import math
 import random
 import time
 
@@ -19,6 +20,48 @@ def untouched(*_arguments, **_options):
 class HalfMade(nn.Module):
     def __init__(self):
         pass  # without super().__init__(), so that repr raises
+
+
+HOSTILE = [  # what no exercise asks for
+    None,
+    "text",
+    b"12",
+    1 + 1j,
+    math.nan,
+    math.inf,
+    -math.inf,
+    -1,
+    10**400,
+    (None, None),
+    [],
+    [[]],
+    [None],
+    {},
+    {1: torch.zeros(1)},
+    object(),
+    HalfMade(),
+    (HalfMade(), HalfMade()),
+    torch.zeros(0),
+    torch.zeros(()),
+    torch.full((3, 3), math.nan),
+    torch.zeros(3, 3, device="meta"),
+    torch.eye(3).to_sparse(),
+    torch.zeros(3, 3, dtype=torch.complex64),
+    np.zeros((3, 3)),
+    nn.Linear(3, 3),
+    lambda: None,
+]
+
+
+def cases_of(exercises):
+    """(name, right answer) and (name, wrong answer, words of the diagnosis) of all exercises."""
+    right = [(name, right) for name, (_, rights, _) in exercises.items() for right in rights]
+    wrong = [(name, wrong, words) for name, (_, _, wrongs) in exercises.items() for wrong, words in wrongs.items()]
+    return right, wrong
+
+
+def ids_of(cases):
+    return [f"{name}-{getattr(rest[-1], '__name__', rest[-1])}" for name, *rest in cases]
 
 
 def assert_accepted(attempt, name, function, capsys):
@@ -53,6 +96,25 @@ def assert_not_attempted(attempt, name, capsys):
     assert f"· {name}: not attempted yet." in verdict
     assert "✗" not in verdict
     assert given_back is not untouched
+
+
+def assert_enough_diagnoses(right, wrong, *, diagnoses=5):
+    assert len(right) >= 2
+    assert len(set(wrong.values())) >= diagnoses
+
+
+def assert_crash_is_reported(attempt, name, capsys):
+    def crashes(*_arguments, **_options):
+        return {}["the line that failed"]
+
+    def stops_in_torch(*_arguments, **_options):
+        return torch.ones(2, 3) @ torch.ones(2, 3)
+
+    for function, words in ((crashes, "KeyError: 'the line that failed'"), (stops_in_torch, "RuntimeError: mat1")):
+        attempt(name, function)
+        verdict = capsys.readouterr().out
+        assert f"line {inspect.getsourcelines(function)[1] + 1}: return" in verdict
+        assert words in verdict
 
 
 def assert_no_function_is_refused(attempt, name, capsys):

@@ -6,6 +6,17 @@ import random
 
 import pytest
 import torch
+from exercises import (
+    HOSTILE,
+    assert_accepted,
+    assert_crash_is_reported,
+    assert_diagnosed,
+    assert_enough_diagnoses,
+    assert_no_function_is_refused,
+    assert_not_attempted,
+    cases_of,
+    ids_of,
+)
 
 from course_lib import checks, data, masks, objectives
 from course_lib.checks.corruptions import SENTINELS, corrupt_reference, restore_reference
@@ -497,50 +508,34 @@ EXERCISES = {
         WRONG_RESTORATIONS,
     ),
 }
-RIGHT = [(name, right) for name, (_, rights, _) in EXERCISES.items() for right in rights]
-WRONG = [(name, wrong, words) for name, (_, _, wrongs) in EXERCISES.items() for wrong, words in wrongs.items()]
+RIGHT, WRONG = cases_of(EXERCISES)
 
 
-def ids_of(cases):
-    return [f"{name}-{getattr(rest[-1], '__name__', rest[-1])}" for name, *rest in cases]
+def attempt(name, function):
+    return EXERCISES[name][0](function)
 
 
 @pytest.mark.parametrize(("name", "function"), RIGHT, ids=ids_of(RIGHT))
 def test_a_right_answer_is_accepted_and_given_back(name, function, capsys):
-    assert EXERCISES[name][0](function) is function
-    verdict = capsys.readouterr().out
-    assert f"✓ {name}: correct. Verified: " in verdict
-    assert "✗" not in verdict and "·" not in verdict
+    assert_accepted(attempt, name, function, capsys)
 
 
 @pytest.mark.parametrize(("name", "function", "words"), WRONG, ids=ids_of(WRONG))
 def test_a_wrong_answer_is_diagnosed_and_replaced(name, function, words, capsys):
-    given_back = EXERCISES[name][0](function)
-    verdict = capsys.readouterr().out
-    assert f"✗ {name}: not right yet." in verdict
-    assert words in verdict, verdict
-    assert "The chapter goes on with the library's version." in verdict
-    assert given_back is not function
-    assert EXERCISES[name][0](given_back) is given_back, "the library's own version must pass"
+    assert_diagnosed(attempt, name, function, words, capsys)
+    given_back = attempt(name, function)
+    assert attempt(name, given_back) is given_back, "the library's own version must pass"
 
 
 @pytest.mark.parametrize("name", EXERCISES)
 def test_there_are_enough_different_diagnoses(name):
     _, right, wrong = EXERCISES[name]
-    assert len(right) >= 2
-    assert len(set(wrong.values())) >= 5
+    assert_enough_diagnoses(right, wrong)
 
 
 @pytest.mark.parametrize("name", EXERCISES)
 def test_an_untouched_exercise_is_not_attempted(name, capsys):
-    def untouched(*_arguments):
-        raise NotImplementedError
-
-    given_back = EXERCISES[name][0](untouched)
-    verdict = capsys.readouterr().out
-    assert f"· {name}: not attempted yet." in verdict
-    assert "✗" not in verdict
-    assert given_back is not untouched
+    assert_not_attempted(attempt, name, capsys)
 
 
 def test_a_half_done_exercise_gets_a_verdict_for_each_half(capsys):
@@ -556,46 +551,27 @@ def test_a_half_done_exercise_gets_a_verdict_for_each_half(capsys):
 
 @pytest.mark.parametrize("name", EXERCISES)
 def test_a_crash_is_reported_with_its_line(name, capsys):
-    def crashes(*_arguments):
-        return {}["the line that failed"]
+    assert_crash_is_reported(attempt, name, capsys)
 
-    EXERCISES[name][0](crashes)
-    verdict = capsys.readouterr().out
-    line = inspect.getsourcelines(crashes)[1] + 1
-    assert f"line {line}: " in verdict
-    assert "KeyError" in verdict and "the line that failed" in verdict
+
+ANSWERS = [
+    *HOSTILE,
+    ([[1]], "x"),
+    (torch.zeros(1, 4, 4), None),
+    (torch.tensor([[1]]), torch.tensor([[1]])),
+]
 
 
 @pytest.mark.parametrize("name", EXERCISES)
-@pytest.mark.parametrize(
-    "answer",
-    [
-        None,
-        "text",
-        (None, None),
-        ([[1]], "x"),
-        [],
-        pytest.param(object(), id="object()"),
-        torch.zeros(0),
-        (torch.zeros(1, 4, 4), None),
-        (torch.tensor([[1]]), torch.tensor([[1]])),
-        float("nan"),
-    ],
-    ids=str,
-)
+@pytest.mark.parametrize("answer", ANSWERS, ids=range(len(ANSWERS)))
 def test_nothing_that_comes_back_raises(name, answer, capsys):
-    EXERCISES[name][0](lambda *_arguments: answer)
+    attempt(name, lambda *_arguments: answer)
     assert f"✗ {name}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("name", EXERCISES)
 def test_what_is_no_function_of_these_arguments_is_refused(name, capsys):
-    def exits(*_arguments):
-        raise SystemExit(1)
-
-    for function, words in [(None, "pass it without ()"), (lambda: 1, "arguments ("), (exits, "SystemExit")]:
-        EXERCISES[name][0](function)
-        assert words in capsys.readouterr().out
+    assert_no_function_is_refused(attempt, name, capsys)
 
 
 def test_a_fault_of_torch_is_no_untouched_exercise(capsys):

@@ -1,7 +1,6 @@
 """The checks of chapter 5 say what is wrong, accept every right answer, and let nothing of a learner's code reach the
 notebook."""
 
-import inspect
 import itertools
 import json
 import math
@@ -13,20 +12,22 @@ import numpy as np
 import pytest
 import torch
 from exercises import (
-    HalfMade,
+    HOSTILE,
     assert_accepted,
+    assert_crash_is_reported,
     assert_diagnosed,
+    assert_enough_diagnoses,
     assert_generators_and_grad_mode_are_left_alone,
     assert_no_function_is_refused,
     assert_not_attempted,
     assert_replaced_by_what_passes,
     assert_solution_is_hidden,
     assert_works_where_gradients_are_off,
+    cases_of,
 )
 from few import few
 from ranks import pieces
 from ranks.starting import start
-from torch import nn
 
 from course_lib import checks
 from course_lib.checks import accumulating, scaling, sharding, weighing
@@ -578,8 +579,7 @@ EXERCISES = {
     "pick_loss_scale": (checks.pick_loss_scale, RIGHT_SCALES, WRONG_SCALES),
     "bytes_of_rank": (checks.bytes_of_rank, RIGHT_BYTES, WRONG_BYTES),
 }
-RIGHT = [(name, right) for name, (_, rights, _) in EXERCISES.items() for right in rights]
-WRONG = [(name, wrong, words) for name, (_, _, wrongs) in EXERCISES.items() for wrong, words in wrongs.items()]
+RIGHT, WRONG = cases_of(EXERCISES)
 NAMES = list(EXERCISES)
 REFERENCES = [
     accumulating.accumulate_reference,
@@ -624,8 +624,7 @@ def test_what_a_wrong_answer_is_replaced_by_passes_the_check(name, capsys):
 @pytest.mark.parametrize("name", NAMES)
 def test_there_are_enough_different_diagnoses(name):
     _, right, wrong = EXERCISES[name]
-    assert len(right) >= 2
-    assert len(set(wrong.values())) >= 6
+    assert_enough_diagnoses(right, wrong, diagnoses=6)
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -635,59 +634,20 @@ def test_an_untouched_exercise_is_not_attempted(name, capsys):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_crash_is_reported_with_its_line(name, capsys):
-    def crashes(*_arguments, **_options):
-        return {}["the line that failed"]
-
-    def stops_in_torch(*_arguments, **_options):
-        return torch.ones(2, 3) @ torch.ones(2, 3)
+    assert_crash_is_reported(attempt, name, capsys)
 
     def never_ends(*arguments, **options):
         return never_ends(*arguments, **options)
 
-    for function, words in (
-        (crashes, "KeyError: 'the line that failed'"),
-        (stops_in_torch, "RuntimeError: mat1"),
-        (never_ends, "RecursionError"),
-    ):
-        attempt(name, function)
-        verdict = capsys.readouterr().out
-        line = inspect.getsourcelines(function)[1] + 1
-        assert f"line {line}: return" in verdict
-        assert words in verdict
+    attempt(name, never_ends)
+    assert "RecursionError" in capsys.readouterr().out
+
+
+ANSWERS = [*HOSTILE, 0, 5e-324, (n for n in range(3))]
 
 
 @pytest.mark.parametrize("name", NAMES)
-@pytest.mark.parametrize(
-    "answer",
-    [
-        None,
-        "text",
-        b"12",
-        1 + 1j,
-        float("nan"),
-        float("inf"),
-        -1,
-        0,
-        5e-324,
-        10**400,
-        (None, None),
-        [],
-        {},
-        object(),
-        HalfMade(),
-        (HalfMade(), HalfMade()),
-        torch.zeros(0),
-        torch.zeros(()),
-        torch.full((3, 3), math.nan),
-        torch.zeros(3, 3, device="meta"),
-        torch.eye(3).to_sparse(),
-        np.zeros((3, 3)),
-        nn.Linear(3, 3),
-        lambda: None,
-        (n for n in range(3)),
-    ],
-    ids=range(25),
-)
+@pytest.mark.parametrize("answer", ANSWERS, ids=range(len(ANSWERS)))
 def test_nothing_that_comes_back_raises(name, answer, capsys):
     attempt(name, lambda *_arguments, **_options: answer)
     assert f"✗ {name}" in capsys.readouterr().out

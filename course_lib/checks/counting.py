@@ -1,16 +1,14 @@
 """The check of chapter 3's "count before you build": numbers that a strategy trains, beside those of real models."""
 
-import numbers
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from course_lib import peft
-from course_lib.checks.report import NotAttempted, Wrong, described, invoke
+from course_lib.checks.report import NotAttempted, Wrong, described, invoke, plain_number
 from course_lib.layers import TransformerConfig
 from course_lib.model import Encoder
 
@@ -216,13 +214,7 @@ def _count(function: CountTrainable, strategy: str, plan: Plan) -> int | float:
     """What the function counts. Raises Wrong if it is no plain number."""
     given = invoke(function, strategy, shown={"strategy": strategy} | plan.arguments(), **plan.arguments())
     shown = plan.in_words(strategy) | {"given": described(given)}
-    if given is None:
-        raise Wrong("Nothing comes back: is a return missing, or this strategy's branch?", **shown)
-    if isinstance(given, Tensor):
-        raise Wrong("The number is a tensor: give back a plain whole number (int).", **shown)
-    if isinstance(given, bool) or not isinstance(given, (numbers.Integral, float)):
-        raise Wrong(f"The number should be an int and is {type(given).__name__}.", **shown)
-    return given if isinstance(given, float) else int(given)
+    return plain_number(given, shown, missing="is a return missing, or this strategy's branch?")
 
 
 def _count_cause(strategy: str, given: Sequence[float]) -> str:

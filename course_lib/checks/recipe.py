@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from course_lib import optimizers
 from course_lib.checks.report import Wrong, described, invoke, number, pair
-from course_lib.layers import TransformerConfig
+from course_lib.checks.tiny import TINY
 from course_lib.model import Decoder, Encoder, EncoderDecoder
 from course_lib.schedules import cosine
 from course_lib.training import new_model
@@ -168,7 +168,7 @@ def decay_reference(model: nn.Module) -> tuple[list[nn.Parameter], list[nn.Param
 
 
 def _models() -> dict[str, nn.Module]:
-    config = TransformerConfig(vocab_size=40, d_model=8, n_layers=2, n_heads=2, d_ff=16, max_len=12)
+    config = TINY.with_(n_layers=2)
     models = {
         "a decoder laid out as GPT-2": new_model(Decoder, config, device="cpu"),
         "an encoder laid out as BERT": new_model(Encoder, config, device="cpu"),

@@ -5,6 +5,7 @@ as an error, the verdict never holds a solution, and the chapter goes on with th
 """
 
 import copy
+import numbers
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -156,6 +157,17 @@ def tensor(value: Any, name: str, shape: Sequence[int], dtype: torch.dtype, **ev
     if value.dtype != dtype:
         raise Wrong(f"{name} has dtype {value.dtype} and should have {dtype}.", **evidence, given=value)
     return value
+
+
+def plain_number(given: Any, shown: Mapping[str, Any], *, missing: str = "is a return missing?") -> int | float:
+    """What a function that counts has given back. Raises Wrong, with `shown`, if it is no plain number."""
+    if given is None:
+        raise Wrong(f"Nothing comes back: {missing}", **shown)
+    if isinstance(given, Tensor):
+        raise Wrong("The number is a tensor: give back a plain whole number (int).", **shown)
+    if isinstance(given, bool) or not isinstance(given, (numbers.Integral, float)):
+        raise Wrong(f"The number should be an int and is {type(given).__name__}.", **shown)
+    return given if isinstance(given, float) else int(given)
 
 
 def _copy(value: Any) -> Any:

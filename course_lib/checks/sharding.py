@@ -5,14 +5,11 @@ A wrong answer cuts the parameters otherwise, or keeps another part of what trai
 
 import itertools
 import math
-import numbers
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from torch import Tensor
-
-from course_lib.checks.report import Wrong, described, invoke
+from course_lib.checks.report import Wrong, described, invoke, plain_number
 
 Shape = tuple[int, ...]
 BytesOfRank = Callable[..., int]
@@ -207,13 +204,7 @@ def _count(function: BytesOfRank, plan: Plan) -> int | float:
     where = {"world": plan.world, "rank": plan.rank}
     given = invoke(function, list(plan.shapes), shown={"shapes": plan.title} | where, **where)
     shown = plan.in_words() | {"given": described(given)}
-    if given is None:
-        raise Wrong("Nothing comes back: is a return missing?", **shown)
-    if isinstance(given, Tensor):
-        raise Wrong("The number is a tensor: give back a plain whole number (int).", **shown)
-    if isinstance(given, bool) or not isinstance(given, (numbers.Integral, float)):
-        raise Wrong(f"The number should be an int and is {type(given).__name__}.", **shown)
-    return given if isinstance(given, float) else int(given)
+    return plain_number(given, shown, missing="is a return missing?")
 
 
 def _cause(plan: Plan, given: Sequence[float]) -> str:

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from course_lib import objectives, training
 from course_lib.checks.report import Wrong, invoke, number, pair
-from course_lib.layers import TransformerConfig
-from course_lib.model import Decoder, LanguageModel
+from course_lib.checks.tiny import tiny_decoder
+from course_lib.model import LanguageModel
 from course_lib.objectives import Batch
 from course_lib.optimizers import Optimizer, decay_groups
 from course_lib.runtime import seeded, threads
@@ -73,11 +73,7 @@ class Bench:
     """A tiny model with its optimizer, and what happens when a step is taken on them."""
 
     def __init__(self) -> None:
-        config = TransformerConfig(vocab_size=40, d_model=8, n_layers=1, n_heads=2, d_ff=16, max_len=12)
-        self.model = training.new_model(Decoder, config, device="cpu").train()
-        with torch.no_grad():
-            for n, parameter in enumerate(self.model.parameters()):
-                parameter += 0.3 * torch.randn(parameter.shape, generator=seeded(7, n))
+        self.model = tiny_decoder(shaken=True)
         self.optimizer = torch.optim.SGD(decay_groups(self.model, 0.1), lr=1.0)
         self.updates = []
         self.optimizer.register_step_pre_hook(lambda *_: self.updates.append((self.gradient(), self.rates())))

@@ -12,10 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from course_lib import objectives, training
+from course_lib import objectives
 from course_lib.checks.stepping import Alone
-from course_lib.layers import TransformerConfig
-from course_lib.model import Decoder, LanguageModel
+from course_lib.checks.tiny import tiny_decoder
+from course_lib.model import LanguageModel
 from course_lib.objectives import Batch
 from course_lib.runtime import seeded
 from course_lib.vocabulary import Vocabulary
@@ -27,13 +27,8 @@ VOCABULARY = Vocabulary(40, pad=0)
 
 @cache
 def tiny_model() -> LanguageModel:
-    """Shaken, so that every parameter counts. It comes without gradients."""
-    config = TransformerConfig(vocab_size=40, d_model=8, n_layers=1, n_heads=2, d_ff=16, max_len=12)
-    model = training.new_model(Decoder, config, device="cpu").train()
-    with torch.no_grad():
-        for n, parameter in enumerate(model.parameters()):
-            parameter += 0.3 * torch.randn(parameter.shape, generator=seeded(7, n))
-    return model
+    """The model of all steps, without gradients."""
+    return tiny_decoder(shaken=True)
 
 
 class Step:
