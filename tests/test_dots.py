@@ -25,6 +25,11 @@ FIGURES = {
     "logarithmic": lambda: draw_dots(SHARES, log_x=True, number="{:.2g}", xlabel="share that trains, % (log scale)"),
     "references": lambda: draw_dots(SHARES, references={"chance": 0.5, "head alone": 2.0}, xlabel="share, %"),
     "many series": lambda: draw_dots(MANY, xlabel="number", number="{:,.0f}"),
+    "long names": lambda: draw_dots(
+        {"bag of words": dict.fromkeys(map("a series with a name of its own, number {}".format, range(5)), 1.0)},
+        xlabel="accuracy on 300 sentences, %, mean over three samples of 100 labels, with 95 % intervals of that mean",
+        references={"a reference that has a long name, too": 1.5, "another of these": 2.0, "and the third": 2.5},
+    ),
     "one row": lambda: draw_dots({"a": {"b": 1.0}}),
     "narrow": lambda: draw_dots(SHARES, width=5.0, references={"chance": 0.5}),
 }

@@ -23,6 +23,7 @@ from course_lib.plots.theme import (
     axes_at,
     colour_of,
     in_theme,
+    legend_columns,
     text_width,
 )
 from course_lib.plots.tokens import paint_token_legend
@@ -194,8 +195,7 @@ def draw_curves(
         entries.append(Line2D([], [], color=GREY, linewidth=1.9, label=kinds[0]))
         entries.append(Line2D([], [], color=GREY, linestyle="none", marker="o", markeredgecolor=INK, label=kinds[1]))
     wide, high = size[0] * 72, size[1] * 72
-    columns = max(1, int((wide - 60) // (max(text_width(entry.get_label()) for entry in entries) + 52)))
-    columns = -(-len(entries) // -(-len(entries) // columns))  # as few as the same number of rows needs
+    columns = legend_columns([entry.get_label() for entry in entries], wide - 60)
     below = 42 + 18 * -(-len(entries) // columns)
     right = max((text_width(name) for name in references), default=0) + 22
     figure = Figure(figsize=size)

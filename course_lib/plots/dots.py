@@ -6,7 +6,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from course_lib.plots.theme import CYCLE, INK, OBJECTIVE_MARKERS, axes_at, in_theme, text_width
+from course_lib.plots.theme import CYCLE, INK, OBJECTIVE_MARKERS, axes_at, in_theme, legend_columns, text_width, wrapped
 
 ROW, GAP = 13.0, 9.0  # points: between two series of one row, and between two rows
 MARKERS = tuple(OBJECTIVE_MARKERS.values())
@@ -26,7 +26,7 @@ def draw_dots(
 ) -> Figure:
     """For each row its series, one below the other, each with its value at the right: a number is a dot, (low, high) a
     bar between them, (value, low, high) a dot with its interval. A series keeps its colour and marker in all rows;
-    references are dashed lines with their names below the axis.
+    references are dashed lines with their names below the axis. What is long below the axis takes several lines.
 
     Raises ValueError without a value, for one that is not finite, or that a logarithmic axis cannot show.
 
@@ -45,9 +45,13 @@ def draw_dots(
     heights = [max(1, len(series)) * ROW + GAP for series in rows.values()]
     left = max(map(text_width, rows)) + 16
     right = max(text_width(_written(value, number)) for series in rows.values() for value in series.values()) + 16
-    legend = 24.0 * (len(names) > 1)
-    figure = Figure(figsize=(width, (sum(heights) + 52 + legend + 14 * len(references)) / 72))
-    axes = axes_at(figure, left, 8, width * 72 - left - right, sum(heights))
+    columns = legend_columns(names, width * 72)
+    legend = (10.0 + 15.5 * -(-len(names) // columns)) * (len(names) > 1)
+    wide = width * 72 - left - right
+    dashed = ", ".join(f"dashed: {name}" for name in references)
+    below = "\n".join(wrapped(words, wide) for words in (xlabel, dashed) if words)
+    figure = Figure(figsize=(width, (sum(heights) + 40 + 14 * (1 + below.count("\n")) + legend) / 72))
+    axes = axes_at(figure, left, 8, wide, sum(heights))
     top, ticks = 0.0, []
     for (row, series), height in zip(rows.items(), heights, strict=True):
         ticks.append((top + height / 2, row))
@@ -60,8 +64,7 @@ def draw_dots(
         top += height
     for value in references.values():
         axes.axvline(value, color=INK, linestyle="--", linewidth=1.1, zorder=1)
-    below = ", ".join(f"dashed: {name}" for name in references)
-    axes.set(ylim=(top, 0), xlabel="\n".join(words for words in (xlabel, below) if words))
+    axes.set(ylim=(top, 0), xlabel=below)
     if log_x:
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(lambda x, _: f"{x:,g}")
@@ -71,7 +74,7 @@ def draw_dots(
         figure.legend(
             handles=[Line2D([], [], color=_colour(n), marker=MARKERS[n % len(MARKERS)], linestyle="none",
                             markeredgecolor=INK, markersize=7, label=name) for n, name in enumerate(names)],
-            loc="lower center", ncols=len(names), frameon=False, borderaxespad=0.2, columnspacing=1.4, handlelength=1.2,
+            loc="lower center", ncols=columns, frameon=False, borderaxespad=0.2, columnspacing=1.4, handlelength=1.2,
         )  # fmt: skip
     return figure
 

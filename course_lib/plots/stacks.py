@@ -19,6 +19,7 @@ from course_lib.plots.theme import (
     YELLOW,
     axes_at,
     in_theme,
+    legend_columns,
     text_width,
 )
 
@@ -108,8 +109,7 @@ def draw_stacks(
     >>> figure = draw_stacks(rows, xlabel="bytes per parameter", references={"a limit": 12}, number="{:.1f}")
     """
     names, wide = parts_of_stacks(rows), width * 72
-    columns = max(1, int((wide - 16) // (max(map(text_width, names)) + 52)))
-    columns = -(-len(names) // -(-len(names) // columns))  # as few as the same number of rows needs
+    columns = legend_columns(names, wide - 16)
     above = stacks_height(rows, references, xlabel)
     high = above + 15.5 * -(-len(names) // columns) + 14
     figure = Figure(figsize=(width, high / 72))

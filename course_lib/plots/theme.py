@@ -6,7 +6,7 @@ that they survive a greyscale print. Layouts are in points (1/72 inch) and measu
 
 import html
 import io
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import cache, wraps
@@ -221,6 +221,27 @@ def cut(token: str, room: float) -> str:
     if text_width(text) <= room:
         return text
     return next((text[:n] + "…" for n in range(len(text), 0, -1) if text_width(text[:n] + "…") <= room), "…")
+
+
+def wrapped(text: str, room: float, *, size: float = FONT) -> str:
+    """A text on as many lines as keep it within `room` points; a word that is wider by itself has a line of its own.
+
+    >>> wrapped("tokens read, in millions", 80)
+    'tokens read,\\nin millions'
+    """
+    lines: list[str] = []
+    for word in text.split(" "):
+        if lines and text_width(f"{lines[-1]} {word}", size=size) <= room:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(word)
+    return "\n".join(lines)
+
+
+def legend_columns(names: Sequence[str], room: float) -> int:
+    """In how many columns a legend has as few rows as `room` points allow, and no more columns than those need."""
+    most = max(1, int(room // (max(map(text_width, names)) + 52)))
+    return -(-len(names) // -(-len(names) // most))
 
 
 @cache
