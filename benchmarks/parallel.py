@@ -18,13 +18,14 @@ from torch import Tensor, distributed, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from course_lib.architectures import dimensions_of
+from course_lib.losses import token_loss
 from course_lib.objectives import Batch
 from course_lib.optimizers import make_optimizer
 from course_lib.parallel import bytes_here, gathered, leave, make_engine, rank, ranks, torchrun, world
 from course_lib.peft import Full
 from course_lib.planner import Plan
 from course_lib.runs import RECIPES, Pretraining
-from course_lib.training import step, token_loss, train
+from course_lib.training import step, train
 
 RUN = RECIPES["decoder"].with_(optimizer="adamw")
 SKIPPED, TURNS, LAUNCHES = 3, 24, 3

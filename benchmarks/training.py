@@ -27,11 +27,12 @@ from transformers import (
 
 from course_lib.checkpoint import Checkpoints, random_states
 from course_lib.data import DATA_FOLDER
+from course_lib.losses import token_loss
 from course_lib.optimizers import make_optimizer
 from course_lib.pretrained import model_files, save_model
 from course_lib.runs import RECIPES, Pretraining
 from course_lib.runtime import autocast, fast_dtype, matmul_rate, pick_device
-from course_lib.training import step, token_loss, train
+from course_lib.training import step, train
 
 SKIPPED, COUNTED, TURNS = 3, 12, 40
 DEVICE = pick_device("cpu")

@@ -22,6 +22,7 @@ from course_lib.evaluation import (
 )
 from course_lib.files import write_folder
 from course_lib.layers import attend
+from course_lib.losses import token_loss
 from course_lib.model import Decoder, Encoder
 from course_lib.optimizers import make_optimizer
 from course_lib.parallel import make_engine, torchrun
@@ -33,7 +34,7 @@ from course_lib.runs.ranks import check
 from course_lib.runs.recipes import Pretraining
 from course_lib.schedules import Schedule
 from course_lib.stopping import EarlyStopping
-from course_lib.training import held_out_loss, new_model, step, token_loss, train
+from course_lib.training import held_out_loss, new_model, step, train
 from course_lib.vocabulary import IGNORE_INDEX, Vocabulary
 
 LOGITS_NV, LABELS_N = torch.zeros(4, 9), torch.zeros(4, dtype=torch.long)

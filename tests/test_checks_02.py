@@ -31,8 +31,9 @@ from torch.nn import functional as F
 
 from course_lib import checkpoint, checks, optimizers, schedules, training
 from course_lib.checks import losses, recipe, report, resuming, stepping
+from course_lib.losses import token_loss
 from course_lib.model import Encoder
-from course_lib.training import batch_loss, token_loss
+from course_lib.training import batch_loss
 from course_lib.vocabulary import IGNORE_INDEX
 
 # --- warm-up and cosine -----------------------------------------------------------------------------------------------

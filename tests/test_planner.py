@@ -22,6 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from course_lib import architectures
 from course_lib.architectures import ARCHITECTURES, QUERY_AND_VALUE, Architecture, architecture, dimensions_of, skeleton
 from course_lib.layers import TransformerConfig
+from course_lib.losses import token_loss
 from course_lib.model import Decoder, Encoder, TwoStream
 from course_lib.optimizers import make_optimizer
 from course_lib.parallel.engines import make_engine
@@ -29,7 +30,6 @@ from course_lib.peft import Adapter, BitFit, Full, LoRA, Prefix, apply
 from course_lib.peft.prefix import Dimensions
 from course_lib.planner import PRECISIONS, Bytes, Pass, Plan, counting, state_memory, trained_parameters
 from course_lib.planner.precisions import SHARDED
-from course_lib.training import token_loss
 
 SMALL = {  # every layout, no two dimensions alike, heads of keys and values shared in the last
     "bert": Architecture("bert", 60, 16, 3, 2, 24, 32, "made up"),

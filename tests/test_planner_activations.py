@@ -14,11 +14,11 @@ from torch.utils.checkpoint import checkpoint
 from course_lib import layers, masks
 from course_lib.architectures import ARCHITECTURES, Architecture, dimensions_of
 from course_lib.layers import TransformerConfig
+from course_lib.losses import token_loss
 from course_lib.model import Decoder, Encoder
 from course_lib.peft import Adapter, BitFit, Full, LoRA, Prefix, apply
 from course_lib.planner import PRECISIONS, Adapted, Pass
 from course_lib.runtime import autocast, kept_for_backward, seeded
-from course_lib.training import token_loss
 
 CONFIGS = {  # no two dimensions of the same model alike
     "two blocks": TransformerConfig(101, 16, 2, 2, 40, 32),

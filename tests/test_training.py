@@ -10,7 +10,7 @@ from few import few
 from tiny import CASES, CONFIG, corrupted, dataset, differ, framed_rows, packed, row_of, tiny
 from torch.nn import functional as F
 
-from course_lib import training
+from course_lib.losses import CHUNK, token_loss
 from course_lib.model import MODEL_OF_OBJECTIVE, Encoder
 from course_lib.objectives import Batch
 from course_lib.optimizers import make_optimizer
@@ -21,14 +21,12 @@ from course_lib.training import (
     held_out_loss,
     new_model,
     step,
-    token_loss,
     train,
     with_progress,
 )
 from course_lib.vocabulary import IGNORE_INDEX
 
 FP32 = torch.float32
-CHUNK = training.CHUNK
 
 # ---------------------------------------------------------------- the summed loss
 

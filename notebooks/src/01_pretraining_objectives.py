@@ -72,12 +72,13 @@ from course_lib.data import PretrainingDataset, course_tokenizer, training_rows
 from course_lib.evaluation import columns, influences, mean_interval, proportion_interval, uniform_loss, unigram_loss
 from course_lib.generation import fill_in
 from course_lib.layers import TransformerConfig
+from course_lib.losses import token_loss
 from course_lib.model import Decoder, TwoStream
 from course_lib.optimizers import make_optimizer
 from course_lib.pretrained import load_checkpoint
 from course_lib.records import Record
 from course_lib.runtime import pick_device, seeded
-from course_lib.training import new_model, token_loss, train
+from course_lib.training import new_model, train
 from course_lib.vocabulary import IGNORE_INDEX
 from course_lib.widgets.binder import compare, guess, sweep, table
 from course_lib.widgets.fill_in import fill_in_box

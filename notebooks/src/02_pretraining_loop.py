@@ -89,13 +89,14 @@ from course_lib.data import (
 from course_lib.evaluation import Bigram, PowerLaw, bits_per_byte, stream_nats, uniform_loss, unigram_loss
 from course_lib.generation import complete
 from course_lib.layers import TransformerConfig
+from course_lib.losses import token_loss
 from course_lib.model import Decoder, Encoder
 from course_lib.optimizers import make_optimizer
 from course_lib.pretrained import load_checkpoint, load_minilm, load_model
 from course_lib.records import Record
 from course_lib.runtime import autocast, pick_device, seeded
 from course_lib.schedules import Schedule, cosine, linear
-from course_lib.training import batch_loss, held_out_loss, new_model, token_loss, train
+from course_lib.training import batch_loss, held_out_loss, new_model, train
 from course_lib.vocabulary import IGNORE_INDEX
 from course_lib.widgets.binder import compare, guess, guess_number, sweep, table
 from course_lib.widgets.schedules import compute_schedule, describe_schedule, draw_schedule, schedule_explorer

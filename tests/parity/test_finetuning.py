@@ -19,12 +19,13 @@ from course_lib.finetuning import (
     pack,
 )
 from course_lib.finetuning.heads import encode
+from course_lib.losses import token_loss
 from course_lib.objectives import Batch
 from course_lib.optimizers import make_optimizer
 from course_lib.pretrained import load_model, save_model
 from course_lib.runtime import seeded
 from course_lib.spans import shift_right
-from course_lib.training import batch_loss, step, token_loss
+from course_lib.training import batch_loss, step
 from course_lib.vocabulary import IGNORE_INDEX, Vocabulary
 
 transformers = pytest.importorskip("transformers", reason="install the extra [interop] for the parity tests")
