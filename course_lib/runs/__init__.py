@@ -18,7 +18,7 @@ _HOMES = {
     "pretraining": ("pretrain", "report"),
     "probe": ("SentimentProbe",),
     "recipes": ("RECIPES", "Pretraining", "recipe"),
-    "recording": ("RECORDERS", "RECORDS_FOLDER", "record", "record_objectives", "training_rows"),
+    "recording": ("RECORDERS", "RECORDS_FOLDER", "record", "record_objectives"),
 }
 _HOME_OF = {name: home for home, names in _HOMES.items() for name in names}
 __all__ = sorted(_HOME_OF)
