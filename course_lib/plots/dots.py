@@ -48,9 +48,9 @@ def draw_dots(
     columns = legend_columns(names, width * 72)
     legend = (10.0 + 15.5 * -(-len(names) // columns)) * (len(names) > 1)
     wide = width * 72 - left - right
-    dashed = ", ".join(f"dashed: {name}" for name in references)
-    below = "\n".join(wrapped(words, wide) for words in (xlabel, dashed) if words)
-    figure = Figure(figsize=(width, (sum(heights) + 40 + 14 * (1 + below.count("\n")) + legend) / 72))
+    below = [xlabel, ", ".join(f"dashed: {name}" for name in references)][: 1 + bool(references)]
+    below = "\n".join(wrapped(words, wide) for words in below)
+    figure = Figure(figsize=(width, (sum(heights) + 52 + 14 * below.count("\n") + legend) / 72))
     axes = axes_at(figure, left, 8, wide, sum(heights))
     top, ticks = 0.0, []
     for (row, series), height in zip(rows.items(), heights, strict=True):
@@ -64,7 +64,7 @@ def draw_dots(
         top += height
     for value in references.values():
         axes.axvline(value, color=INK, linestyle="--", linewidth=1.1, zorder=1)
-    axes.set(ylim=(top, 0), xlabel=below)
+    axes.set(ylim=(top, 0), xlabel=below.lstrip("\n"))
     if log_x:
         axes.set_xscale("log")
         axes.xaxis.set_major_formatter(lambda x, _: f"{x:,g}")
