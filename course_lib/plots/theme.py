@@ -227,7 +227,7 @@ def wrapped(text: str, room: float, *, size: float = FONT) -> str:
     """A text on as many lines as keep it within `room` points; a word that is wider by itself has a line of its own.
 
     >>> wrapped("tokens read, in millions", 80)
-    'tokens read,\\nin millions'
+    'tokens read, in\\nmillions'
     """
     lines: list[str] = []
     for word in text.split(" "):
