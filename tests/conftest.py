@@ -7,7 +7,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, settings
 
-pytest.register_assert_rewrite("exercises")  # so that its assertions say what they saw
+pytest.register_assert_rewrite("everywhere", "exercises")  # so that its assertions say what they saw
 
 gc.disable()  # what is imported and collected stays anyway, and each look through it for garbage takes half a second
 

@@ -7,6 +7,7 @@ from itertools import count
 import numpy as np
 import pytest
 import torch
+from few import few
 from peft_models import CONFIG, IDS_BT, ROTARY, STRATEGIES, WIDTH, adapted, looks, make
 from tiny import shaken
 from torch import nn
@@ -243,7 +244,7 @@ def by_a_plain_loop(model, ids_T, baseline_id, points=100):
     return (sum_TE / points * (end_TE - start_TE)).sum(-1).numpy()
 
 
-@pytest.mark.parametrize("kind", BODIES)
+@pytest.mark.parametrize("kind", few(BODIES, "encoder"))
 def test_a_plain_loop_over_the_line_finds_the_same_values(kind):
     model = classifier(kind)
     wanted = by_a_plain_loop(model, IDS_T, 4)
@@ -251,7 +252,7 @@ def test_a_plain_loop_over_the_line_finds_the_same_values(kind):
     assert differ(exactly(64, model=model, baseline_id=5), wanted) > 0.01  # negative control: another baseline
 
 
-@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("strategy", few(STRATEGIES, "bitfit"))
 def test_what_fine_tuning_added_acts(strategy):
     model, _ = adapted("classifier", strategy, weights=5, modules_to_save=["head"])
     found = explained(model)
@@ -297,7 +298,7 @@ def test_steps_from_class_to_class_add_up():
     assert differ(of(2, 1), of(2, 0)) > 0.1
 
 
-@pytest.mark.parametrize("tokens", [1, 20, 100])
+@pytest.mark.parametrize("tokens", few([1, 20, 100], 100))
 def test_how_many_points_are_computed_at_a_time_changes_nothing(tokens, monkeypatch):
     wanted = exactly(33)
     monkeypatch.setattr(attributions, "TOKENS_AT_A_TIME", tokens)
@@ -397,6 +398,7 @@ def minilm():
     return model, [vocabulary.cls, *tokenizer.encode(SENTENCE), vocabulary.sep], vocabulary
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("baseline", ["pad", "mask"])
 def test_decisions_of_minilm_are_explained_within_one_percent(baseline):
     model, ids, vocabulary = minilm()

@@ -395,6 +395,7 @@ def holds_95_of_100(interval) -> bool:
     return stats.binomtest(*rate_of_holding(interval), 0.95).pvalue > 1e-4
 
 
+@pytest.mark.slow
 def test_the_bootstrap_holds_the_truth_in_95_of_100_measurements():
     assert holds_95_of_100(partial(bootstrap, resamples=200))
 

@@ -181,6 +181,7 @@ def test_the_tests_are_the_first_of_their_split(monkeypatch):
     assert replace(WHOLE, tests=10**6).test_texts("imdb") == numbered("test", "imdb")
 
 
+@pytest.mark.slow
 def test_every_method_gets_the_same_sample_and_the_same_tests(small, monkeypatch):
     given = []
 
@@ -369,6 +370,7 @@ def test_a_text_is_called_positive_from_one_half_on(small, monkeypatch):
 # ---------------------------------------------------------------- the record
 
 
+@pytest.mark.slow
 def test_the_record_holds_two_rows_a_trial_which_are_what_is_measured(small):
     said, asked = [], replace(FEW, seeds=1)
     rows = Record(record(small, asked, progress=said.append)).rows()

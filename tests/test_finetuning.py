@@ -498,6 +498,7 @@ def test_padding_to_the_most_reads_more_and_learns_the_same():
         assert differ(classifier.state_dict()[name], tensor) < 1e-3, name
 
 
+@pytest.mark.slow
 def test_batches_of_like_length_pad_less_and_read_every_text_once_an_epoch():
     (_, mixed, _), (_, grouped, _) = (watched(how(batch_size=4, length_grouped=alike)) for alike in (False, True))
     assert [r.tokens - r.padding for r in grouped] == [r.tokens - r.padding for r in mixed]
@@ -509,6 +510,7 @@ def test_batches_of_like_length_pad_less_and_read_every_text_once_an_epoch():
     assert watched(how(batch_size=4, length_grouped=True, seed=1))[1] != grouped
 
 
+@pytest.mark.slow
 def test_the_most_tokens_that_are_read_are_the_first():
     cut = {text: TOKENIZER.decode(ids[:7]) for text, ids in zip(TEXTS, TOKENIZER.encode_all(TEXTS), strict=True)}
     kept = [text for text in TEXTS if TOKENIZER.encode(cut[text]) == TOKENIZER.encode(text)[:7]]  # no word cut in two

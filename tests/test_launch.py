@@ -359,6 +359,7 @@ def test_a_folder_that_holds_a_run_is_refused_before_any_rank_is_started(text, t
     assert "holds a run already: resume it, or choose another folder" in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_a_run_that_one_process_has_begun_is_refused_before_any_rank_is_started(text, tmp_path, capsys):
     arguments = [*SMALL, "--text", str(text), "--out", str(tmp_path / "run"), "--device", "cpu"]
     assert cli.main(arguments) == 0

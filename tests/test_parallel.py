@@ -50,6 +50,7 @@ def differs_by(case, folder):
 # ---------------------------------------------------------------- the same weights as one process
 
 
+@pytest.mark.slow
 def test_two_ranks_make_the_weights_that_one_process_makes(two_cases):
     """Of ranks that begin with different weights, on ragged rows, with clipping that bites."""
     folder, heard = two_cases

@@ -273,6 +273,7 @@ def test_a_step_whose_gradient_overflows_changes_nothing_but_the_scale():
     assert not torch.equal(weights_of(model), before)  # the control: a step that is taken
 
 
+@pytest.mark.slow
 def test_training_goes_on_behind_it_and_the_records_say_which_steps_were_left_out():
     found, records = losses(FP16, scale=overflowing(2.0**24), steps=20)
     left_out = [not math.isfinite(record.gradient_norm) for record in records]

@@ -26,10 +26,12 @@ def hidden(model):
         return model.eval()(IDS_BT).hidden_states[-1]
 
 
+@pytest.mark.slow
 def test_the_reader_begins_as_minilm():
     assert torch.equal(hidden(bare_reader()[0]), hidden(load_minilm()[0]))
 
 
+@pytest.mark.slow
 def test_only_adapter_and_head_learn_from_training_texts_alone(monkeypatch):
     asked = []
     texts = [review.text for review in reviews_of("train")[:40]]
@@ -43,6 +45,7 @@ def test_only_adapter_and_head_learn_from_training_texts_alone(monkeypatch):
     assert moved and all(name.startswith(HEAD) or ".adapters." in name for name in moved)
 
 
+@pytest.mark.slow
 def test_the_shipped_reader_fills_in_a_word_of_praise_or_blame():
     reader, tokenizer = bare_reader()
     reading.load_adapter(reader, reading.READER_FOLDER)

@@ -389,6 +389,7 @@ def test_every_strategy_comes_back_to_the_bit(strategy, bases, own, tmp_path):
     )
 
 
+@pytest.mark.slow
 def test_three_classes_are_learned_on_a_decoder_that_pools_its_last_token(bases, tmp_path):
     """Sentences, reviews and shouting are easily told apart, even by an untrained model's features."""
     sources = {

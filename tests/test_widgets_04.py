@@ -299,6 +299,7 @@ def test_the_words_of_the_next_token_say_what_the_picture_shows():
     assert "seed" not in describe_generation(writing().compute())
 
 
+@pytest.mark.slow
 def test_a_continuation_comes_when_asked_for_and_goes_when_the_options_move():
     box = generation_explorer(decoder(), TOKENIZER, PROMPTS)
     write, another = box.controls["seed"], box.controls["another"]

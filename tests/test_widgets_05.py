@@ -283,6 +283,7 @@ def marks(figure):
     return line.get_data(), crosses, triangles
 
 
+@pytest.mark.slow
 def test_line_crosses_and_triangles_are_those_of_a_real_run():
     scales, norms = run()
     line, crosses, triangles = marks(draw_scale_life(scales, norms))
@@ -701,6 +702,7 @@ def test_every_control_can_be_found_without_eyes(explorer):
     assert "aria-live" in explorer.words.value
 
 
+@pytest.mark.slow
 def test_moving_a_control_changes_picture_and_words(explorer):
     if "engine" in explorer.controls:
         explorer.controls["devices"].value = 8  # one device has no engine

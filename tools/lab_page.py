@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import nbformat
 from playwright.sync_api import Locator, Page, sync_playwright
 
 from course_lib.lab import CourseFolder, RunningLab, jupyterlab, prepare_copies
@@ -48,6 +49,10 @@ OUTPUT_ERRORS = f"""() => {{ {CURRENT}
     return panel.content.widgets.flatMap(cell => (cell.model.outputs?.toJSON() ?? [])
         .filter(output => output.output_type === 'error')
         .map(output => cell.model.id + ': ' + output.ename + ': ' + output.evalue)); }}"""
+MARKDOWN = f"""() => {{ {CURRENT}
+    return panel.content.widgets.flatMap(cell => (cell.model.outputs?.toJSON() ?? [])
+        .map(output => [output.data?.['text/markdown'] ?? ''].flat().join(''))); }}"""
+RESTART = f"""async () => {{ {CURRENT} await panel.sessionContext.restartKernel(); }}"""
 # Resolves with the milliseconds until the image shows another picture, and that picture is decoded.
 REDRAWN = """([image, before]) => new Promise((done, fail) => { const began = performance.now();
     const look = () => { const passed = performance.now() - began;
@@ -107,6 +112,15 @@ class ChapterPage:
     def output_errors(self) -> list[str]:
         """The errors that stand in the notebook's outputs."""
         return self.page.evaluate(OUTPUT_ERRORS)
+
+    def markdown_of(self, words: str) -> list[str]:
+        """The outputs that are Markdown and hold `words`."""
+        return [text for text in self.page.evaluate(MARKDOWN) if words in text]
+
+    def restart(self) -> None:
+        """Restart the kernel, and wait until the new one is there."""
+        self.page.evaluate(RESTART)
+        self.wait_until_idle()
 
     def banners(self) -> list[str]:
         """What the explorers' error banners say."""
@@ -169,6 +183,16 @@ def open_chapter(folder: CourseFolder, number: str) -> Iterator[ChapterPage]:
         page.wait_for_selector(".jp-Notebook", timeout=60_000)
         opened.wait_until_idle()
         yield opened
+
+
+def small_course(folder: Path, cells: list[str]) -> CourseFolder:
+    """A course folder in `folder` with one chapter, 98, of these code cells."""
+    (folder / "notebooks").mkdir()
+    kernel = {"name": "python3", "display_name": "Python 3", "language": "python"}  # or the page asks for one
+    written = [nbformat.v4.new_code_cell(source) for source in cells]
+    notebook = nbformat.v4.new_notebook(cells=written, metadata={"kernelspec": kernel})
+    nbformat.write(notebook, folder / "notebooks" / "98_small.ipynb")
+    return CourseFolder(folder)
 
 
 def course_copy(folder: Path) -> CourseFolder:

@@ -1,16 +1,17 @@
 """Chapters in a real browser. The tests are skipped, and say why, where no Chromium is installed."""
 
 import pytest
-from lab_page import course_copy, find_browser, open_chapter
+from lab_page import course_copy, find_browser, open_chapter, small_course
 
 
 @pytest.fixture(scope="module")
 def chapter(request, tmp_path_factory):
-    """The chapter whose number the test module names, open and run to its end."""
+    """The chapter that the test module names, open and run to its end: CHAPTER, its number, or CELLS, its code."""
     if find_browser() is None:
         pytest.skip("no Chromium on this machine: `apt install chromium` (or any Chrome on PATH) runs these tests")
-    folder = course_copy(tmp_path_factory.mktemp("course"))
-    with open_chapter(folder, request.module.CHAPTER) as opened:
+    root, cells = tmp_path_factory.mktemp("course"), getattr(request.module, "CELLS", None)
+    folder = small_course(root, cells) if cells else course_copy(root)
+    with open_chapter(folder, "98" if cells else request.module.CHAPTER) as opened:
         opened.run_all()
         yield opened
 

@@ -1,23 +1,20 @@
 """Chapter 1 as a learner meets it: opened by what `make lab` starts, run, its first slider moved by keyboard."""
 
 import pytest
+from everywhere import EveryChapter, in_a_browser, move_to_both_ends
 from lab_page import Faults
 
 CHAPTER = "01"
-pytestmark = [pytest.mark.browser, pytest.mark.slow]
+pytestmark = in_a_browser
 
 SLIDER = "mask prob"
+KERNEL = "import os; print(os.getpid())"
 VALUE_IN_KERNEL = f"""
 import json, ipywidgets
 from ipywidgets.widgets.widget import _instances as living
 print(json.dumps([w.value for w in living.values()
                   if isinstance(w, ipywidgets.FloatSlider) and {SLIDER!r} in w.description][:1]))
 """
-
-
-def test_run_all_leaves_no_error_in_the_notebook(chapter):
-    assert chapter.output_errors() == []
-    assert [text for text in chapter.banners() if text.strip()] == []
 
 
 def test_the_mask_slider_moved_by_keyboard_redraws_its_figure(chapter, tmp_path):
@@ -41,11 +38,6 @@ def test_the_kernel_knows_the_value_that_the_readout_shows(chapter):
     assert chapter.ask(VALUE_IN_KERNEL) == [pytest.approx(float(slider.readout()))]
 
 
-def test_no_script_error_and_no_request_off_loopback(chapter):
-    assert chapter.faults.script_errors == []
-    assert chapter.faults.requests_off_loopback == []
-
-
 def test_a_script_error_and_a_request_elsewhere_would_be_heard(chapter):
     """Negative control: on another page of the same browser."""
     page = chapter.page.context.browser.new_page()
@@ -57,3 +49,17 @@ def test_a_script_error_and_a_request_elsewhere_would_be_heard(chapter):
     page.close()
     assert any("on purpose" in error for error in faults.script_errors)
     assert faults.requests_off_loopback == ["http://203.0.113.1/"]
+
+
+class TestChapter(EveryChapter):
+    """What holds in every chapter."""
+
+
+def test_a_restarted_kernel_runs_all_again_and_its_sliders_live(chapter):
+    first = chapter.ask(KERNEL)
+    chapter.restart()
+    assert chapter.ask(KERNEL) != first
+    chapter.run_all()
+    assert chapter.output_errors() == []
+    move_to_both_ends(chapter, chapter.slider(SLIDER).control)
+    assert chapter.markdown_of("Guess first")  # folded again: no guess outlives the kernel that heard it

@@ -1,16 +1,12 @@
 """Chapter 4 as a learner meets it: run whole, its explorers moved by keyboard, a review typed and judged."""
 
 import pytest
+from everywhere import EveryChapter, in_a_browser
 
 CHAPTER = "04"
-pytestmark = [pytest.mark.browser, pytest.mark.slow]
+pytestmark = in_a_browser
 
 REVIEW = "A dull film that nobody needs."
-
-
-def test_run_all_leaves_no_error_in_the_notebook(chapter):
-    assert chapter.output_errors() == []
-    assert [text for text in chapter.banners() if text.strip()] == []
 
 
 @pytest.mark.parametrize(
@@ -47,6 +43,5 @@ def test_a_button_writes_on(chapter, move_slider, tmp_path):
     chapter.page.screenshot(path=tmp_path / "write-on.png")
 
 
-def test_no_script_error_and_no_request_off_loopback(chapter):
-    assert chapter.faults.script_errors == []
-    assert chapter.faults.requests_off_loopback == []
+class TestChapter(EveryChapter):
+    """What holds in every chapter."""

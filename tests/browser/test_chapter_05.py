@@ -1,14 +1,10 @@
 """Chapter 5 as a learner meets it: run whole, ranks included, its explorers moved by keyboard."""
 
 import pytest
+from everywhere import EveryChapter, in_a_browser
 
 CHAPTER = "05"
-pytestmark = [pytest.mark.browser, pytest.mark.slow]
-
-
-def test_run_all_leaves_no_error_in_the_notebook(chapter):
-    assert chapter.output_errors() == []
-    assert [text for text in chapter.banners() if text.strip()] == []
+pytestmark = in_a_browser
 
 
 def test_lines_of_both_ranks_arrive_in_the_notebook(chapter):
@@ -21,6 +17,5 @@ def test_a_slider_moved_by_keyboard_redraws_its_figure(move_slider, name, keys, 
     move_slider(name, keys, shown)
 
 
-def test_no_script_error_and_no_request_off_loopback(chapter):
-    assert chapter.faults.script_errors == []
-    assert chapter.faults.requests_off_loopback == []
+class TestChapter(EveryChapter):
+    """What holds in every chapter."""
