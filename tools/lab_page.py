@@ -96,7 +96,7 @@ class ChapterPage:
     lab: RunningLab
     faults: Faults
 
-    def run_all(self, timeout: float = 600) -> None:
+    def run_all(self, timeout: float = 1800) -> None:
         """Run All, and wait until the last cell is done or the first has failed, `timeout` seconds at most."""
         self.page.evaluate(RUN_ALL)
         self.page.wait_for_function("() => window.isDone", timeout=1000 * timeout)
