@@ -90,10 +90,12 @@ def test_runs_from_end_to_end_open_no_socket_and_write_into_their_folders_alone(
         ["pretrain", "decoder", *small, *device, "--text", data / "own.txt", "--out", out / "pretrained"],
         ["finetune", *tuned, *device],
         ["predict", out / "tuned", "a dull film", *device],
+        ["report", out / "tuned", "--out", out / "page.html"],
+        ["export", out / "pretrained", out / "exported"],
     ]
     commands = [[str(argument) for argument in command] for command in commands]
     assert watched(RUN_ALL.format(commands=commands)) == ([], [], [])
-    assert {path.name for path in out.iterdir()} == {"pretrained", "tuned"}
+    assert {path.name for path in out.iterdir()} == {"pretrained", "tuned", "page.html", "exported"}
     assert sorted(data.rglob("*")) == before
 
 
