@@ -260,7 +260,9 @@ def test_the_picture_of_an_update_can_be_read(bench, settings):
     assert isinstance(figure, Figure)
     assert_readable(figure)
     words = " ".join(words_of(figure))
-    assert f"{view.n_trained:,} numbers" in words and f"{view.share:.2%}" in words and f"scale {view.scale:g}" in words
+    assert (
+        f"{view.n_trained:,} parameters" in words and f"{view.share:.2%}" in words and f"scale {view.scale:g}" in words
+    )
     assert f"{view.moved:.1f} times the learning rate" in words and f"rank {view.rank}" in words
 
 

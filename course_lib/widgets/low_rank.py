@@ -117,8 +117,8 @@ def draw_low_rank(view: LowRankView) -> Figure:
     axes.set(xscale="log", ylim=(0, 104), xlabel="rank (log scale)", ylabel="energy kept, %")
     axes.set_xticks([1, 4, 16, 64, 256], ["1", "4", "16", "64", "256"])
     axes.minorticks_off()
-    write(figure, 12, 4, f"{view.n_trained:,} numbers train in {view.n_layers} layers, {view.share:.2%} of the model; "
-          f"scale {view.scale:g}")  # fmt: skip
+    write(figure, 12, 4, f"{view.n_trained:,} parameters train in {view.n_layers} layers, {view.share:.2%} of the "
+          f"model; scale {view.scale:g}")  # fmt: skip
     name = view.layer.removeprefix("body.encoder.")
     write(figure, 12, 196, f"{name}, averaged over blocks: red rose, blue fell", bold=False, size=9)
     write(figure, 12, 212, f"The first step of Adam moves this weight by {view.moved:.1f} times the learning rate.",
@@ -130,7 +130,7 @@ def describe_low_rank(view: LowRankView) -> str:
     """The picture in words."""
     return (
         f"{view.layer}: rank {view.rank} keeps {view.kept[view.rank - 1]:.0%} of the change; {view.n_trained:,} "
-        f"numbers train, {view.share:.2%} of the model; scale {view.scale:g}."
+        f"parameters train, {view.share:.2%} of the model; scale {view.scale:g}."
     )
 
 

@@ -7,8 +7,9 @@
 # %% [markdown] name="title"
 # # 03 Parameter-efficient strategies
 #
-# **You have a pre-trained model and a hundred labelled sentences. What do you change?** Everything, as one would with a program
-# that one owns; or a small part, and leave the rest as it was published, so that it can be shared, switched and taken back.
+# **You have a pre-trained model and a hundred labelled sentences. What do you change?** Chapter 2 ended with a model that was
+# fine-tuned whole. Everything can be changed, as in a program that one owns; or a small part, with the rest left as it was
+# published, so that it can be shared, switched and taken back.
 #
 # You will
 #
@@ -19,14 +20,13 @@
 # - see where the heads look when a trained prefix stands before the text;
 # - carry an adapter over to another library, and back.
 #
-# **How to read it.** Run the cells in order with Shift+Enter, or all of them with *Run → Run All Cells*, which takes a few
-# minutes. Where it says *Predict*, commit to a guess before you run on: what it comes to stays folded until you do. A measured
-# number comes from the cell above it, on your machine, or from a recorded run that the text names.
+# **How to read it.** As [00 Start here](00_start_here.ipynb) explains. Section 8 uses `peft` and `transformers` where they are
+# installed, and says so where they are not.
 #
-# **If you build compilers:** the pre-trained model is the parser generator and the standard library, fine-tuning is your language on
-# top. Full fine-tuning is a fork: everything can be changed, and you maintain all of it. The strategies of this chapter are patches:
-# small, with a name, applied to an unchanged release, one for each customer. The analogy breaks where patches of source code can
-# conflict line by line: two low-rank updates always add up, and whether the sum makes sense only a measurement tells.
+# **If you build compilers:** full fine-tuning is a fork: everything can be changed, and you maintain all of it. The strategies of
+# this chapter are patches: small, with a name, applied to an unchanged release, one for each customer. The analogy breaks where
+# patches of source code can conflict line by line: two low-rank updates always add up, and only a measurement tells whether the sum
+# makes sense.
 
 # %% name="progress" jupyter={"source_hidden": true}
 from course_lib.lab import progress
@@ -37,21 +37,25 @@ progress("03")
 # <details><summary><b>Words used below</b> (unfold when you meet one)</summary>
 #
 # - **Base**: the pre-trained model, as it was published. **Frozen**: not trained. **Head**: the small layer on top that turns a
-#   text's features into a decision; its outputs are **logits**. **Place**: a module that a strategy adds something to.
-# - **The source**: the text that this course grew out of. **Fold**: replace what makes a number by the number.
+#   text's features into a decision; its outputs are **logits**. (An attention head is something else: one of several parallel looks.)
+# - **Encoder**: sees the whole text at once. **Decoder**: writes from left to right.
+# - **Label**: the answer that belongs to a text, here 1 for positive and 0 for negative. **Sample**: the labelled sentences that a run
+#   learns from, drawn at random. **Seed**: here, which sample is drawn, and in what order it is read.
+# - **The source**: the text that this course grew out of.
 # - **KV cache**: keys and values of what was read before, kept so that they need not be computed again.
-# - **Adapter**, in the wide sense: what a strategy adds to a base. *Adapter layers* are one such strategy.
+# - **Adapter**, in the wide sense: what a strategy adds to a base, and what is saved of it. *Adapter layers* are one such strategy,
+#   *prefix tuning* another.
 # - **Rank** of a matrix: how many directions it can write to. A matrix of rank r is a product of an [out, r] and an [r, in] matrix.
 # - **Singular values**: how strongly a matrix acts along its own directions, sorted. **Energy**: the sum of their squares.
-# - **Optimiser state**: AdamW remembers two numbers for each one that it trains.
-# - **Interval**: where the true value lies in 95 of 100 such measurements. **Seed**: here, which sentences are learned from and
-#   in what order.
+# - **Optimiser state**: AdamW remembers two numbers for each parameter that it trains.
+# - **Interval**: a 95 % confidence interval. Of 100 such intervals about 95 hold the true value.
+# - **Bag of words**: a classifier that knows which words occur and not in which order. **Chance**: what guessing would score.
 # - **Names in the code** end in their axes: `weight_OI` has a row for each channel out (O), a column for each channel in (I).
 #
 # Every term of the course: [the glossary](../docs/glossary.md).
 # </details>
 
-# %% name="setup" tags=["setup"]
+# %% name="setup" tags=["setup"] jupyter={"source_hidden": true}
 import copy
 import importlib.util
 import itertools
@@ -127,8 +131,8 @@ NAMES = {
 
 # %% [markdown] name="model-and-task"
 # The model is the real all-MiniLM-L6-v2: a small BERT, distilled (arXiv:2002.10957) and then trained to compare sentences
-# (arXiv:1908.10084). The task is to say of one sentence from a film review whether it praises or damns. Each run learns from some
-# labelled sentences and is tested on others, on which nothing in this course has been trained.
+# (arXiv:1908.10084). The task is to say of one sentence from a film review whether it is positive or negative. Each run learns from
+# some labelled sentences and is tested on others, on which nothing in this course has been trained.
 
 # %% name="read-sentences"
 sample = comparison.sample(100, seed=0)
@@ -136,7 +140,7 @@ n_base = sum(p.numel() for p in base.parameters())
 Markdown(
     f"MiniLM has {n_base:,} parameters in {base.config.n_layers} layers, {base.config.d_model} channels wide. "
     f"{len(comparison.pool):,} sentences to learn from, {len(comparison.tests)} to test on. Two of them:\n\n"
-    + "\n".join(f"- {'praise' if r.label else 'damns'}: *{r.text}*" for r in (sample[0], sample[3]))
+    + "\n".join(f"- {'positive' if r.label else 'negative'}: *{r.text}*" for r in (sample[0], sample[3]))
 )
 
 # %% [markdown] name="five"
@@ -144,14 +148,15 @@ Markdown(
 #
 # | strategy | what trains | the idea |
 # |---|---|---|
-# | **full** | everything | the model is yours |
+# | **full** fine-tuning | everything | the model is yours |
 # | **LoRA** (arXiv:2106.09685) | two thin matrices beside a weight: W x + (alpha / r) B (A x) | the change that a task needs has a low rank |
-# | **prefix** (arXiv:2101.00190) | keys and values before those of the text, in every layer | tell the model something that no words say |
+# | **prefix tuning** (arXiv:2101.00190) | keys and values before those of the text, in every layer | tell the model something that no words say |
 # | **adapter layers** (arXiv:1902.00751) | two small bottlenecks in every block | let each half of a block be followed by a correction |
 # | **BitFit** (arXiv:2106.10199) | the biases | shift, but do not turn |
 #
-# In each of them a new head trains too. It is first fitted by itself on the frozen model's features, so that the rest is not led by a
-# head that knows nothing (arXiv:2202.10054). One verb adds any of them to a model, from outside: the model's own code knows nothing of it.
+# In each of them a new head trains too. It is first fitted by itself on the frozen model's features, so that the rest is not
+# led by a head that knows nothing (arXiv:2202.10054). One verb adds any of them to a model, from outside: the model's own
+# code knows nothing of it.
 
 # %% name="apply-each"
 tried = {name: apply(fresh_classifier(), trial.strategy, modules_to_save=["head"]) for name, trial in TRIALS.items()}
@@ -163,7 +168,7 @@ SETTINGS_IN_WORDS = {
     "bitfit": "",
 }
 table(
-    ["strategy", "settings", "places", "numbers that train, head included", "share"],
+    ["strategy", "settings", "modules changed", "trained parameters, head included", "share of all"],
     [
         [NAMES[name], SETTINGS_IN_WORDS[name], len(a.places), f"{a.n_trained:,}", f"{a.share:.2%}"]
         for name, a in tried.items()
@@ -171,12 +176,13 @@ table(
 )
 
 # %% [markdown] name="share-question"
-# A course on the subject may tell you shares such as *LoRA 0.1 %, prefix 0.1 %, adapters 1 to 5 %, BitFit 0.05 %*, as if they belonged
-# to the strategies. The chart counts them with the settings of the papers: LoRA on queries and values alone (in GPT-2's layout one layer
-# holds the keys too), a prefix without the network that makes it. **Predict.** How does LoRA's share change from BERT-base to
-# Llama-2-7B, which is about sixty times as large?
+# A course on the subject may tell you shares such as *LoRA 0.1 %, prefix 0.1 %, adapters 1 to 5 %, BitFit 0.05 %* (these are
+# the source's), as if they belonged to the strategies. The chart counts them with common settings: LoRA on queries and
+# values alone (in GPT-2's layout one layer holds the keys too), a prefix without the network that makes it.
+#
+# **Predict.** How does LoRA's share change from BERT-base to Llama-2-7B, which is about sixty times as large?
 
-# %% name="predict-share"
+# %% name="predict-share" jupyter={"source_hidden": true}
 share_guess = guess(
     "From BERT-base to Llama-2-7B, LoRA's share",
     ["stays the same", "falls to about a quarter", "rises to about four times as much"],
@@ -222,18 +228,20 @@ options = {1.0: "stays the same", 4.0: "falls to about a quarter", 0.25: "rises 
 compare(
     share_guess,
     f"From {lora_shares['BERT-base']:.2f} % to {lora_shares['Llama-2-7B']:.3f} %: a factor of {factor:.1f} less. An update of rank r "
-    "beside a weight of width d trains 2 r d of d² numbers, so the share falls as models get wider. Shares belong to a strategy, its "
+    "beside a d x d weight has 2 r d parameters and the weight d², so the share falls as models get wider. Shares belong to a strategy, its "
     f"settings *and* a model: for LoRA they reach from {min(lora_shares.values()):.2g} to {max(lora_shares.values()):.2g} % here. "
     + (f"Not in the chart: {'; '.join(without)}." if without else ""),
     options[min(options, key=lambda f: abs(np.log(factor / f)))],
 )
 
 # %% [markdown] name="costs"
-# **What it costs.** A step needs memory for the weights, for gradients, for the optimiser's state, and for what the forward pass
-# keeps for the backward pass. **Predict.** LoRA trains a small share of the numbers (the table above). What does it save of *all* that
-# memory, in a step on 16 sentences?
+# **What it costs.** A step needs memory for the weights, for gradients, for the optimiser's state, and for what the forward
+# pass keeps for the backward pass.
+#
+# **Predict.** LoRA trains a small share of the parameters. What does it save of *all* that memory, in a step on 16
+# sentences?
 
-# %% name="predict-costs"
+# %% name="predict-costs" jupyter={"source_hidden": true}
 cost_guess = guess(
     "Of the memory of a step of full fine-tuning, LoRA saves", ["nearly all of it", "a part of it", "nearly nothing"]
 )
@@ -307,7 +315,7 @@ grads_and_state = {n: parts["gradients"] + parts["optimiser"] for n, parts in co
 compare(
     cost_guess,
     f"It saves {saved:.0%} of the memory. Gradients and optimiser state shrink from {grads_and_state['full'] / MIB:.0f} to "
-    f"{grads_and_state['lora'] / MIB:.1f} MiB, for they are counted by trained numbers. The weights must be there all the same, and what "
+    f"{grads_and_state['lora'] / MIB:.1f} MiB, for they go with the trained parameters. The weights must be there all the same, and what "
     f"is kept for the backward pass is {costs['lora']['kept for backward'] / costs['full']['kept for backward']:.0%} of full's: to "
     "know how the loss changes with a thin matrix in the first layer, the way back leads through all the others, and the gradient of A "
     f"needs each layer's input. A bias's gradient does not: BitFit keeps {costs['bitfit']['kept for backward'] / costs['full']['kept for backward']:.0%}. "
@@ -317,9 +325,9 @@ compare(
 )
 
 # %% [markdown] name="accuracy-question"
-# **What it buys.** Now the comparison itself, on one sample of 50 sentences; beside the five strategies a bag of words, and a head
-# alone on the frozen model. Each strategy was given its own learning rate: of two, the one that was better with 100 labels, judged on
-# sentences that are not tested on here.
+# **What it buys.** Now the comparison itself, on one sample of 50 sentences. Beside the five strategies stand a bag of words, and a
+# head alone on the frozen model. Each strategy has its own learning rate: the better of two with 100 labels, judged on sentences that
+# are not tested on here.
 
 # %% name="train-one-sample"
 LABELS, SEEDS = 50, range(3)
@@ -351,10 +359,11 @@ plots.show(
 )
 
 # %% [markdown] name="winner-question"
-# There is a ranking: many a blog post would stop here. **Predict.** With two more samples, which strategy will be ahead of the next best
-# by more than chance explains?
+# There is a ranking.
+#
+# **Predict.** With two more samples, which strategy will be ahead of the next best by more than luck explains?
 
-# %% name="predict-winner"
+# %% name="predict-winner" jupyter={"source_hidden": true}
 winner_guess = guess("Clearly ahead of all other strategies is", [*(NAMES[name] for name in TRIALS), "none of them"])
 display(winner_guess)
 
@@ -363,13 +372,13 @@ for seed in SEEDS[1:]:
     compare_on(seed)
 accuracies = {name: [100 * r.mean() for r in by_seed.values()] for name, by_seed in right.items()}
 
-# %% name="show-live"
+# %% name="show-live" jupyter={"source_hidden": true}
 intervals = {name: mean_interval(values) for name, values in accuracies.items()}
 plots.show(
     plots.draw_dots(
         {NAMES[name]: {"accuracy": (i.value, max(0, i.low), min(100, i.high))} for name, i in intervals.items()},
         number="{:.1f}",
-        xlabel=f"accuracy on {len(live_tests)} sentences, %: mean over {len(SEEDS)} samples of {LABELS}, with its interval",
+        xlabel=f"accuracy on {len(live_tests)} sentences, %: mean over {len(SEEDS)} samples of {LABELS}, with its 95 % interval",
         references={"chance": 50.0},
     ),
     alt="Accuracy of two baselines and five strategies, each with its interval over three samples.",
@@ -384,7 +393,7 @@ compare(
     winner_guess,
     f"First is {NAMES[ranked[0]]} with {intervals[ranked[0]].value:.1f} %, then {NAMES[ranked[1]]} with {intervals[ranked[1]].value:.1f} %. Sample by sample "
     f"the first leads by {lead.value:+.1f} points (interval {lead.low:+.1f} to {lead.high:+.1f}), "
-    + ("more than chance would easily explain." if lead.low > 0 else "which chance alone could explain.")
+    + ("more than luck would easily explain." if lead.low > 0 else "which luck alone could explain.")
     + f" All five lie between {intervals[ranked[-1]].value:.1f} and {intervals[ranked[0]].value:.1f} %; the head alone has "
     f"{intervals['head alone'].value:.1f} %, a bag of words {intervals['bag of words'].value:.1f} %. Three samples make wide intervals, and the "
     "leader was picked after the race, which makes its lead look larger than it is: more samples are needed, and they are in the record.",
@@ -392,10 +401,10 @@ compare(
 )
 
 # %% [markdown] name="record-question"
-# A recorded run (`data/records/strategies.jsonl`, made again by `course record strategies`) has five numbers of labels, with five samples
-# each, three from a thousand labels up. The rates are those of 100 labels throughout.
+# A recorded run (`data/records/strategies.jsonl`; `course record strategies` makes it again) goes further: more labels, and more
+# samples of each number of labels. The learning rates are those chosen at 100 labels throughout.
 
-# %% name="show-record"
+# %% name="show-record" jupyter={"source_hidden": true}
 record = Record(runs.RECORDS_FOLDER / "strategies.jsonl")
 by_labels = {  # {name: {labels: accuracy of each sample, in %}}
     name: {n: [100 * v for v in samples.values()] for n, samples in record.by_step("accuracy", name=name).items()}
@@ -431,11 +440,11 @@ display(
     table(
         [
             "labels",
-            "first",
+            "first of the five",
             "its accuracy",
-            "points ahead of the second (interval)",
-            "ahead of the head alone",
-            "the last of the five",
+            "points ahead of the second (95 % interval)",
+            "points ahead of the head alone (95 % interval)",
+            "accuracy of the last",
             "bag of words",
         ],
         lines,
@@ -448,7 +457,7 @@ Markdown(
     + (
         ", an interval that holds 0: not settled by these samples."
         if full_over_lora.holds(0)
-        else ", more than chance would easily explain."
+        else ", more than luck would easily explain."
     )
     + " Read the intervals in the table before the names."
 )
@@ -482,14 +491,14 @@ Markdown(
     + (
         "On this machine they are the same."
         if max(far) == 0
-        else "That is what another order of rounding does: training carries the last digits on, and a few sentences near the border change sides."
+        else "That is what rounding in another order does: training carries the last digits on, and a few sentences near the border change sides."
         if np.mean(far) < 2
         else "**That is more than rounding explains: something on this machine differs from the recorded runs.**"
     )
 )
 
 # %% [markdown] name="closer"
-# For a closer look, two of them once more on a hundred sentences: enough for their changes to be worth it.
+# For a closer look at what training changed, two of them are trained once more, on a hundred sentences.
 
 # %% name="train-closer"
 closer = {name: adapted(TRIALS[name], sample) for name in tqdm(["full", "lora"], desc="100 labels")}
@@ -498,10 +507,11 @@ models |= {name: done.classifier for name, done in closer.items()}
 # %% [markdown] name="identity"
 # ## 2 Where they begin, and what they leave alone
 #
-# A strategy that begins by damaging the model must first learn to undo that. **Predict.** Right after `apply`, before any training: for
-# which of the five has the model's output changed?
+# A strategy that begins by damaging the model must first learn to undo that.
+#
+# **Predict.** Right after `apply`, before any training: for which of the five has the model's output changed?
 
-# %% name="predict-identity"
+# %% name="predict-identity" jupyter={"source_hidden": true}
 identity_guess = guess(
     "Changed right after apply",
     ["none", "the prefix, and a little the adapter layers", "LoRA and the adapter layers", "all but full"],
@@ -549,8 +559,8 @@ compare(
 )
 
 # %% [markdown] name="frozen-question"
-# And after training? Here are models that you trained in section 1. For each, how many of the base's weights have changed, even
-# in one bit?
+# And after training? Here are the models that you trained in section 1. How many of the base's weights has each changed, even in
+# one bit?
 
 # %% name="count-changed-weights"
 originals = dict(base.named_parameters())
@@ -571,7 +581,7 @@ seen = {i for review in sample for i in tokenizer.encode(review.text)} | {
 is_changed_V = (words != originals["embeddings.word_embeddings.weight"]).any(1)
 is_unseen_V = torch.tensor([i not in seen for i in range(len(words))])
 table(
-    ["strategy", "weights of the base", "changed", "of these, no biases"],
+    ["strategy", "parameters of the base", "changed", "changed, biases left out"],
     [[NAMES[name], f"{c['of']:,}", f"{c['all']:,}", f"{c['outside biases']:,}"] for name, c in changed.items()],
 )
 
@@ -589,12 +599,14 @@ Markdown(
 )
 
 # %% [markdown] name="lora"
-# ## 3 LoRA from near
+# ## 3 LoRA close up
 #
-# **Predict.** A weight of 768 x 768, as in BERT-base. How many percent of its numbers does an update of rank 16 train?
+# **Predict.** A weight of 768 x 768, as in BERT-base. How many parameters has an update of rank 16, in per cent of the weight's?
 
-# %% name="predict-rank-16"
-rank_guess = guess_number("An update of rank 16 beside 768 x 768", low=0, high=100, step=0.1, unit="percent")
+# %% name="predict-rank-16" jupyter={"source_hidden": true}
+rank_guess = guess_number(
+    "An update of rank 16 beside 768 x 768", low=0, high=100, step=0.1, unit="% of the weight's parameters"
+)
 display(rank_guess)
 
 # %% name="count-rank-16"
@@ -602,19 +614,19 @@ wide = nn.Linear(768, 768, bias=False)
 update = apply(wide, LoRA(rank=16))
 compare(
     rank_guess,
-    f"The weight has {768 * 768:,} numbers, the update {update.n_trained:,}: 16 x 768 in A and 768 x 16 in B, "
-    f"{update.n_trained / (768 * 768):.2%}. Twice the rank, twice the numbers; twice the width, half the share.",
+    f"The weight has {768 * 768:,} parameters, the update {update.n_trained:,}: 16 x 768 in A and 768 x 16 in B, "
+    f"{update.n_trained / (768 * 768):.2%}. Twice the rank, twice the parameters; twice the width, half the share.",
     100 * update.n_trained / (768 * 768),
     near=0.5,
 )
 
 # %% [markdown] name="lora-explorer-question"
-# In the explorer, the left picture is what *full fine-tuning* really changed in one layer of the model that you trained above (blocks of
-# the matrix, red up and blue down); beside it is the best approximation of that change by a matrix of the chosen rank.
+# The left picture is what *full fine-tuning* really changed in one layer of the model that you trained above (blocks of the matrix,
+# red up and blue down). Beside it is the best approximation of that change by a matrix of the chosen rank.
 #
-# - How much of the change can rank 8 hold? Does that depend on the layer? Is a larger rank always worth its numbers?
-# - Move alpha, and look at the last line. What else, then, would you have to change when you double alpha?
-# - Move the rank and keep alpha. What does the scale do, and why did its authors divide by the rank?
+# **Move.** Raise the rank until half of the energy is kept; does that rank depend on the layer? Then double alpha and read the last
+# line: what else would you have to change with it? Then move the rank alone: what happens to the first step, and why is alpha divided
+# by the rank?
 
 # %% name="explore-lora"
 tuned = models["full"]
@@ -625,7 +637,7 @@ looked_at = {name: delta for name, delta in deltas.items() if any(f"layer.{n}." 
 lora_box = low_rank_explorer(base, looked_at)
 lora_box
 
-# %% name="lora-without-a-kernel"
+# %% name="lora-without-a-kernel" jupyter={"source_hidden": true}
 bench = LowRankBench(base, deltas)
 views = {rank: bench.compute(rank=rank) for rank in (1, 8, 64)}
 plots.show(
@@ -635,12 +647,17 @@ plots.show(
 
 # %% name="lora-explorer-answers" jupyter={"source_hidden": true}
 doubled = bench.compute(rank=8, alpha=32).moved / views[8].moved
+half_of = {
+    name: 1 + int((spectrum(d).energy_kept() < 0.5).sum()) for name, d in looked_at.items() if name.endswith("query")
+}
 Markdown(
-    "<details><summary>What the explorer shows</summary>\n\n"
-    f"In this layer rank 1 keeps {views[1].kept[0]:.0%} of the change, rank 8 {views[8].kept[7]:.0%}, rank 64 {views[64].kept[63]:.0%}. "
+    "<details><summary>Moved it? Compare</summary>\n\n"
+    f"In the layer drawn above rank 1 keeps {views[1].kept[0]:.0%} of the change, rank 8 {views[8].kept[7]:.0%}, rank 64 {views[64].kept[63]:.0%}. "
+    f"Half of the energy is kept from rank {min(half_of.values())} to {max(half_of.values())} on, depending on the layer (weights of the "
+    "queries). "
     f"Twice the alpha moves the weight {doubled:.1f} times as far in the first step, at the same learning rate: Adam moves "
     "every number of B by the rate, whatever its gradient's size, and alpha multiplies what comes of it. So alpha acts as a factor on the "
-    "learning rate of B (not on that of A): who changes one must look at the other. At a fixed alpha "
+    "learning rate of B: whoever changes one must look at the other. At a fixed alpha "
     f"the first step has length {views[1].moved:.0f}, {views[8].moved:.0f} and {views[64].moved:.0f} at ranks 1, 8 and 64: the division by the rank "
     "keeps it from growing with the number of directions (it falls, roughly with the square root, which is why "
     "`rank_stabilized=True` divides by the root; arXiv:2312.03732).\n\n</details>"
@@ -649,18 +666,19 @@ Markdown(
 # %% [markdown] name="rank"
 # ## 4 What rank did full fine-tuning use?
 #
-# LoRA's bet is that the change a task needs has a low rank. You have a model that was free to use any rank, so look: take what training
-# added to each of its weight matrices, keep only its best approximation of rank r, and test what is left of its skill. Rank 0 puts the
-# matrices back altogether; biases, norms, embeddings and head keep what they have learned.
+# LoRA's bet is that the change a task needs has a low rank. You have a model that was free to use any rank, so look: take
+# what training added to each of its weight matrices, keep only its best approximation of rank r, and test how accurate the
+# model still is. Rank 0 puts the matrices back altogether; biases, norms, embeddings and head keep what they have learned.
 #
-# **Predict.** Of the energy of those changes, how much does rank 8 keep (of 384)? And of what they add in accuracy?
+# **Predict.** Of the energy of those changes, how much does rank 8 keep (of 384)? And how much of what they add in accuracy?
 
-# %% name="predict-energy"
+# %% name="predict-energy" jupyter={"source_hidden": true}
 energy_guess = guess(
-    "Rank 8 keeps of the energy of the change", [("nearly all", 0.95), ("about half", 0.5), ("about a tenth", 0.1)]
+    "Of the energy of the change, rank 8 keeps", [("nearly all", 0.95), ("about half", 0.5), ("about a tenth", 0.1)]
 )
 skill_guess = guess(
-    "And of the accuracy that the change adds", [("nearly all", 0.95), ("about half", 0.5), ("nearly nothing", 0.05)]
+    "Of the accuracy that the change adds, rank 8 keeps",
+    [("nearly all", 0.95), ("about half", 0.5), ("nearly nothing", 0.05)],
 )
 display(energy_guess, skill_guess)
 
@@ -677,7 +695,7 @@ full_accuracy = 100 * is_right(tuned, live_tests).mean()
 untouched = cut_accuracy.pop(0)
 
 # %% [markdown] name="train-ranks-question"
-# Beside it, LoRA trained at rank 1 and at rank 8, with alpha twice the rank, so that the scale stays the same.
+# Beside it stands LoRA, trained at rank 1 and at rank 8, with alpha twice the rank so that the scale stays the same.
 
 # %% name="train-ranks"
 TRAINED_RANKS = (1,)
@@ -689,7 +707,7 @@ for rank in tqdm(TRAINED_RANKS, desc="LoRA at rank 1"):
     rank_accuracy[rank] = 100 * is_right(done.classifier, live_tests).mean()
 rank_accuracy = dict(sorted(rank_accuracy.items()))
 
-# %% name="show-ranks"
+# %% name="show-ranks" jupyter={"source_hidden": true}
 by_rank = {
     "full, its changes cut to rank r": (list(cut_accuracy), list(cut_accuracy.values())),
     "LoRA trained at rank r": (list(rank_accuracy), list(rank_accuracy.values())),
@@ -749,9 +767,9 @@ compare(
         if added < error
         else f"Rank 8 keeps {skill_kept:.0%} of what the matrices add. "
         + (
-            "Much of the energy lies where hardly any of the skill lies."
+            "Much of the energy adds hardly any accuracy."
             if skill_kept > kept_by_8 + 0.2
-            else "Skill goes about as energy goes."
+            else "Accuracy goes about as energy goes."
         )
     )
     + f" LoRA trained at rank 8 has {rank_accuracy[8]:.1f} %.",
@@ -761,10 +779,12 @@ compare(
 # %% [markdown] name="merge"
 # ## 5 Merge, unmerge, switch
 #
-# A LoRA beside a weight costs a little at every call. But W x + s B (A x) = (W + s B A) x: add the update to the weight, and the model runs
-# at the speed of the base. **Predict.** Subtract it again. Are the old weights back?
+# A LoRA beside a weight costs a little at every call. But W x + s B (A x) = (W + s B A) x: add the update to the weight, and
+# the model runs at the speed of the base.
+#
+# **Predict.** Subtract it again. Are the old weights back?
 
-# %% name="predict-unmerge"
+# %% name="predict-unmerge" jupyter={"source_hidden": true}
 unmerge_guess = guess("W + update - update is", ["W, to the bit", "W, but for the last digits"])
 display(unmerge_guess)
 
@@ -791,19 +811,20 @@ table(
 off = int((back != layer.weight).sum())
 compare(
     unmerge_guess,
-    f"By subtraction, {off:,} of {back.numel():,} numbers of one layer come back changed in their last digits: a sum is rounded, and "
+    f"By subtraction, {off:,} of the {back.numel():,} weights of one layer come back changed in their last digits: a sum is rounded, and "
     "subtraction does not undo the rounding. Every other adapter that comes and goes leaves a rounding of its own. The library keeps the "
     "weights that it merged into, and puts *them* back: to the bit.",
     "W, but for the last digits" if off else "W, to the bit",
 )
 
 # %% [markdown] name="two-tasks"
-# **Two tasks on one base.** A second task for the same model: did a critic write this sentence, or a viewer? (Critics' sentences come from
-# Rotten Tomatoes, viewers' are first sentences from IMDB reviews. The full stop at the end is taken off: only one of the two sources
-# keeps it, and a model would learn nothing else.) The base stays; each task has its own updates and its own head.
+# **Two tasks on one base.** A second task for the same model: did a critic write this sentence, or a viewer? (Critics'
+# sentences come from Rotten Tomatoes, viewers' are first sentences from IMDB reviews. The full stop at the end is taken off:
+# only one of the two sources keeps it, and a model would learn nothing else.) The base stays; each task has its own updates
+# and its own head.
 
 
-# %% name="read-second-task"
+# %% name="read-second-task" jupyter={"source_hidden": true}
 def bare(text):
     return text.replace("<br />", " ").lower().rstrip(" .!?\"'")
 
@@ -866,8 +887,9 @@ table(
 )
 
 # %% [markdown] name="combine-question"
-# The other task's column is no failure: a head for other classes was switched on. Updates of one base can also be *added*: two products of
-# rank r are one of rank 2 r. Does the sum do both? Here is the sum of both updates, once under each head.
+# Off the diagonal a head for other classes was switched on, so nothing is to be expected there. Updates of one base can also
+# be *added*: two products of rank r are one of rank 2 r. Does the sum do both tasks? Here is the sum of both updates, once
+# under each head.
 
 # %% name="combine-two"
 summed = {}
@@ -881,9 +903,9 @@ table(
 )
 
 # %% [markdown] name="switch-question"
-# **Predict.** Switch to and fro ten times. What is left in the outputs?
+# **Predict.** Switch to and fro ten times. What does that leave in the outputs?
 
-# %% name="predict-switch"
+# %% name="predict-switch" jupyter={"source_hidden": true}
 switch_guess = guess("After ten switches", ["exactly the same outputs", "a drift in the last digits"])
 display(switch_guess)
 
@@ -903,8 +925,8 @@ sizes = {"the base": model_file.stat().st_size} | {
 display(table(["on disk", "MiB"], [[name, f"{size / MIB:.2f}"] for name, size in sizes.items()]))
 compare(
     switch_guess,
-    f"{int((first_BC != last_BC).sum())} of {first_BC.numel()} logits differ. Nothing was added to the base and taken away again; another update stands "
-    f"beside it. On disk an adapter takes {sizes['the adapter “sentiment”'] / sizes['the base']:.1%} of the base: a hundred customers are "
+    f"{int((first_BC != last_BC).sum())} of {first_BC.numel()} logits differ. Nothing was added to the base and taken away again: switching "
+    f"only chooses which update acts beside it. On disk an adapter takes {sizes['the adapter “sentiment”'] / sizes['the base']:.1%} of the base: a hundred customers are "
     f"{(sizes['the base'] + 100 * sizes['the adapter “sentiment”']) / sizes['the base']:.1f} bases, not a hundred and one.",
     "exactly the same outputs" if torch.equal(first_BC, last_BC) else "a drift in the last digits",
 )
@@ -912,18 +934,20 @@ compare(
 # %% [markdown] name="prefix"
 # ## 6 A prefix that no words say
 #
-# A prefix is what a KV cache holds after reading some words, except that nobody wrote the words: keys and values in every layer, trained
-# directly. All of the text may look at it.
+# A prefix is what a KV cache holds after reading some words, except that nobody wrote the words: keys and values in every
+# layer, trained directly. All of the text may look at it.
 #
-# **Predict.** The prefix that you trained has 16 positions; the table of section 1 says so, and the next cell how long its sentences are.
-# How much of the attention goes to the prefix, averaged over layers, heads and tokens?
+# **Predict.** The prefix that you trained has 16 positions, and the next cell says how long the sentences are. How much of the
+# attention goes to the prefix, averaged over layers, heads and tokens?
 
-# %% name="predict-attention"
+# %% name="predict-attention" jupyter={"source_hidden": true}
 sentences = [r.text for r in live_tests[:12]]
 n_tokens = [len(tokenizer.encode(text)) + 2 for text in sentences]
 even = float(np.mean([16 / (16 + n) for n in n_tokens]))
 display(Markdown(f"Twelve test sentences: {np.mean(n_tokens):.0f} tokens on average, two special ones among them."))
-attention_guess = guess_number("Share of the attention on the prefix", low=0, high=100, step=1, unit="percent")
+attention_guess = guess_number(
+    "Share of the attention on the prefix", low=0, high=100, step=1, unit="% of all attention"
+)
 display(attention_guess)
 
 # %% name="measure-attention"
@@ -956,14 +980,15 @@ compare(
 )
 
 # %% [markdown] name="prefix-explorer-question"
-# Look for yourself. Which heads look at the prefix, and do all tokens of a sentence do so alike? Do they care which of its positions they
-# look at? Cut the prefix down with the slider: who takes over its attention? Set the length to 0, and see where those heads looked before.
+# **Move.** Choose the head that looks at the prefix most, and shorten the prefix until it is gone. What happens to its
+# attention: where did that head look before? And at full length: do all tokens of the sentence look at the prefix alike, and
+# do they prefer one of its positions?
 
 # %% name="explore-prefix"
 prefix_box = prefix_explorer(base, cache, sentences[:4], tokenizer)
 prefix_box
 
-# %% name="prefix-without-a-kernel"
+# %% name="prefix-without-a-kernel" jupyter={"source_hidden": true}
 prefix_bench = PrefixBench(base, cache, sentences[:4], tokenizer)
 busiest = np.unravel_index(on_prefix_LH.argmax(), on_prefix_LH.shape)
 plots.show(
@@ -977,19 +1002,20 @@ on_prefix_QP = view.weights_HQK[view.head][:, :16]
 without_view = prefix_bench.compute(length=0, layer=int(busiest[0]), head=int(busiest[1]))
 on_special = without_view.weights_HQK[without_view.head][:, [0, -1]].sum(1).mean()
 Markdown(
-    "<details><summary>What the explorer shows</summary>\n\n"
-    f"The head above gives the prefix {view.on_prefix_H[view.head]:.0%} of its attention; its tokens do so between "
+    "<details><summary>Moved it? Compare</summary>\n\n"
+    f"The head drawn above gives the prefix {view.on_prefix_H[view.head]:.0%} of its attention; its tokens do so between "
     f"{on_prefix_QP.sum(1).min():.0%} and {on_prefix_QP.sum(1).max():.0%}. The favourite position gets "
     f"{on_prefix_QP.sum(0).max() / on_prefix_QP.sum():.0%} of that, the least liked {on_prefix_QP.sum(0).min() / on_prefix_QP.sum():.0%}. Without the prefix the "
     f"same head spends {on_special:.0%} on the two special tokens at the ends of the sentence.\n\n</details>"
 )
 
 # %% [markdown] name="prefix-length-question"
-# **How long should it be, and why is it made by a network?** While it trains, the library does not train keys and values directly: a small
-# network makes them from a smaller table (section 4.3 of the paper), and is folded away afterwards. **Predict.** What happens without it, at
-# the same rate?
+# **How long should it be, and why is it made by a network?** While it trains, the library does not train keys and values
+# directly: a small network makes them from a smaller table (section 4.3 of the paper). Afterwards only its output is kept.
+#
+# **Predict.** What happens without it, at the same learning rate?
 
-# %% name="predict-network"
+# %% name="predict-network" jupyter={"source_hidden": true}
 network_guess = guess(
     "Without the network, at the same learning rate, the loss after training is",
     ["about the same", "clearly higher", "clearly lower"],
@@ -1028,9 +1054,9 @@ order = ["length 1", "length 16", "length 64", "length 16, no network"]
 table(
     [
         "prefix",
-        "numbers while training",
-        "numbers kept",
-        "loss of the last epoch",
+        "parameters while training",
+        "parameters kept",
+        "loss of the last epoch, nats per sentence",
         "accuracy, %",
         "time to read, base = 1",
     ],
@@ -1054,7 +1080,7 @@ gap = without - with_network
 compare(
     network_guess,
     f"With the network the loss of the last epoch is {with_network:.3f}, without it {without:.3f}. One run each, at a rate that was chosen for "
-    "the network, so do not make a law of it. Trained directly, each number of a prefix moves by about the rate at a step; through the "
+    "the network, so do not generalise from it. Trained directly, each number of a prefix moves by about the rate at a step; through the "
     "network one step moves all of them together. What is kept is the table of keys and values, so the network costs nothing later. A "
     f"prefix of 1 reaches {prefixes['length 1'][2]:.3f}, one of 64 {prefixes['length 64'][2]:.3f}.",
     "about the same" if abs(gap) < 0.03 else "clearly higher" if gap > 0 else "clearly lower",
@@ -1063,9 +1089,11 @@ compare(
 # %% [markdown] name="moved"
 # ## 7 What moved, and what it costs to run
 #
-# BitFit trains biases alone. **Predict.** Which kind of bias has it moved furthest, relative to how long those biases were?
+# BitFit trains biases alone.
+#
+# **Predict.** Which kind of bias has it moved furthest, relative to the length of those biases before?
 
-# %% name="predict-biases"
+# %% name="predict-biases" jupyter={"source_hidden": true}
 bias_guess = guess(
     "The largest relative change is in the biases of",
     ["queries", "keys", "values", "attention's output", "feed-forward layers", "normalisations"],
@@ -1115,11 +1143,11 @@ compare(
 )
 
 # %% [markdown] name="inference"
-# **And when it runs?** Merged LoRA, BitFit and full fine-tuning are the base with other numbers in it. Adapter layers and an unmerged
-# LoRA do more work at every call, and a prefix makes every text longer.
+# **And when it runs?** Merged LoRA, BitFit and full fine-tuning are the base with other values in its weights. Adapter layers and an
+# unmerged LoRA do more work at every call, and a prefix makes every text longer.
 
 
-# %% name="measure-inference"
+# %% name="measure-inference" jupyter={"source_hidden": true}
 merged = copy.deepcopy(models["lora"])
 merge(merged)
 runners = {"base": fresh_classifier().eval()}
@@ -1135,7 +1163,7 @@ plots.show(
             if name != "base"
         },
         references={"base": 100.0},
-        xlabel="time to read 32 sentences, % of the base's: median and middle half of the rounds",
+        xlabel="time to read 32 sentences, % of the base's (median and quartiles of the rounds)",
         number="{:.0f}",
     ),
     alt="Time to read 32 sentences for every strategy, as a percentage of the base's, with the middle half of the rounds.",
@@ -1159,10 +1187,10 @@ Markdown(
 # %% [markdown] name="take"
 # ## 8 Take it with you
 #
-# A LoRA that is saved here has the layout of `peft`, the library that most people use, under the names that `transformers` gives the same
-# layers. If both are installed (`pip install "course-lib[interop]"`), the next cell opens your adapter there, on the same MiniLM, and
-# compares; then an adapter that was made there opens here. What travels is the adapter: your head, which `transformers` does not know, lies
-# in a third file beside it.
+# A LoRA that is saved here has the file layout of `peft`, the most widely used library for this, under the names that
+# `transformers` gives the same layers. If both are installed (`pip install "course-lib[interop]"`), the next cell opens your
+# adapter there, on the same MiniLM, and compares; then an adapter that was made there opens here. What travels is the
+# adapter: your head, which `transformers` does not know, lies in a third file beside it.
 
 # %% name="open-in-peft"
 take_rows = [["saved here", ", ".join(sorted(f.name for f in (folder / "sentiment").iterdir()))]]
@@ -1205,19 +1233,19 @@ table(["what", "result"], take_rows)
 # %% [markdown] name="which-one"
 # ## Which one, then?
 #
-# - **LoRA on every linear layer** is the usual first choice: it merges, it can be added and switched, and everybody's tools read it. With a base
+# - **LoRA on every linear layer** is the usual first choice: it merges, it can be added and switched, and most tools read it. With a base
 #   kept in four bits it is called QLoRA (arXiv:2305.14314).
-# - **Full** when you have labels, memory and one customer.
-# - **BitFit** when the adapter must be tiny and the model has biases; today's large decoders have none.
-# - **Adapter layers** and **prefixes** where you cannot or will not touch a weight; they cannot be merged, and cost a little at every call.
+# - **Full fine-tuning** when you have many labels, the memory, and one task.
+# - **BitFit** when the adapter must be tiny and the model has biases; many of today's large decoders have none.
+# - **Adapter layers** and **prefix tuning** where no weight of the base may be touched; they cannot be merged, and cost a little at every
+#   call.
 #
-# And before any of them: the head alone, and a bag of words. If those are good enough, you are done.
+# Before any of them, try the head alone, and a bag of words. If those are good enough, you are done.
 
 # %% [markdown] name="exercises"
 # ## Exercises
 #
-# Five pieces of this chapter to write. Each check runs yours beside the library's, and says what is wrong in words; it hands your
-# function back if it is right, and the library's otherwise, so that you can go on either way.
+# Five parts of this chapter to write. The checks work as in chapter 1: they say what is wrong, and you can go on either way.
 
 # %% [markdown] name="exercise-lora" tags=["exercise"]
 # ### Exercise 1: the forward pass of LoRA
@@ -1271,8 +1299,8 @@ merge_lora = checks.merge_lora(my_merge)
 # %% [markdown] name="exercise-count" tags=["exercise"]
 # ### Exercise 3: count before you build
 #
-# How many numbers does each strategy train in an encoder with BERT's layout? Give a whole number, from the dimensions alone, head and
-# embeddings' tables left out. `strategy` is one of
+# How many parameters does each strategy train in an encoder with BERT's layout? Give a whole number, from the dimensions
+# alone, head and embeddings' tables left out. `strategy` is one of
 #
 # - `"lora"`: updates of rank `rank` at query and value of every layer;
 # - `"prefix"`: keys and values at `length` positions (no network);
@@ -1285,10 +1313,11 @@ merge_lora = checks.merge_lora(my_merge)
 # <code>d_ff</code> and back.</details>
 # <details><summary>Hint 2</summary>
 
-# A bottleneck has <code>d_model x bottleneck</code> numbers down and as many up, and a bias for each channel that it writes.</details>
+# A bottleneck has <code>d_model x bottleneck</code> weights down and as many up, and a bias for each channel that it writes.</details>
 # <details><summary>Hint 3</summary>
 
-# Do you want to see one? <code>apply(Encoder(config, head=False), BitFit())</code> prints its count; the check does just that.</details>
+# Do you want to see one? <code>apply(Encoder(config, head=False), BitFit())</code> prints its count; the check does just
+# that.</details>
 
 
 # %% name="exercise-count-code" tags=["exercise"]
@@ -1367,9 +1396,9 @@ pick_biases = checks.pick_biases(my_pick_biases)
 # %% [markdown] name="clinic"
 # ## Bug clinic
 #
-# Eight pieces of code that look right and run, each with a classic mistake. Do not look for it by
-# reading: run the experiment below the code, decide from the numbers what must be wrong, then unfold the diagnosis. The
-# patients are the course's own decoder and encoder, on a real review.
+# Eight more patients: code that looks right and runs, each with a classic mistake. As in chapter 1, run the experiment
+# first, decide from its numbers what must be wrong, then unfold the diagnosis. The models are the course's own decoder and
+# encoder, on a real review.
 
 # %% name="clinic-models" tags=["clinic"] jupyter={"source_hidden": true}
 decoder, encoder = load_checkpoint("decoder"), load_checkpoint("encoder")
@@ -1429,9 +1458,10 @@ table(
 # %% [markdown] name="clinic-scale-diagnosis"
 # <details><summary>Diagnosis</summary>
 #
-# The merged layer is another function than the one that was trained. The scale is <code>alpha / rank</code>, and here it was divided by
-# the width of the weight: most of the update is lost, the more the further the rank is from the width. No shape is wrong and nothing crashes; a model merged like this is nearly
-# the base again, and looks as if fine-tuning had not worked.
+# The merged layer is another function than the one that was trained. The scale is <code>alpha / rank</code>, and here it was
+# divided by the width of the weight: most of the update is lost, the more the further the rank is from the width. No shape
+# is wrong and nothing crashes; a model merged like this is nearly the base again, and looks as if fine-tuning had not
+# worked.
 # </details>
 
 # %% name="clinic-scale-cure" tags=["clinic"]
@@ -1471,8 +1501,9 @@ table(["steps", "length of the updates"], [[n, f"{updates_after(patient_start, n
 # %% [markdown] name="clinic-zeros-diagnosis"
 # <details><summary>Diagnosis</summary>
 #
-# It never leaves zero. The gradient of B holds A as a factor and the gradient of A holds B: with both at zero, both gradients are zero,
-# for ever. One of the two must be random. (With B = 0 the first step moves B alone, and A from the second on.)
+# It never leaves zero. The gradient of B holds A as a factor and the gradient of A holds B: with both at zero, both
+# gradients are zero, for ever. One of the two must be random. (With B = 0 the first step moves B alone, and A from the
+# second on.)
 # </details>
 
 # %% name="clinic-zeros-cure" tags=["clinic"]
@@ -1571,9 +1602,9 @@ Markdown(
 # %% [markdown] name="clinic-twice-diagnosis"
 # <details><summary>Diagnosis</summary>
 #
-# The update is in the weights now, and it still acts beside them: it counts twice. The same happens when a merged checkpoint is loaded and
-# merged again. Whoever merges must switch the update off, and remember that it is merged: <code>merge</code> does both, and refuses a
-# second time.
+# The update is in the weights now, and it still acts beside them: it counts twice. The same happens when a merged checkpoint
+# is loaded and merged again. Whoever merges must switch the update off, and remember that it is merged: <code>merge</code>
+# does both, and refuses a second time.
 # </details>
 
 # %% name="clinic-twice-cure" tags=["clinic"]
@@ -1618,8 +1649,8 @@ Markdown(
 # %% [markdown] name="clinic-masked-diagnosis"
 # <details><summary>Diagnosis</summary>
 #
-# Padding a mask fills it with <code>False</code>: nobody may look at the prefix. It trains without an error and without a gradient, and
-# every length and every rate give the same result. <code>F.pad(..., value=True)</code>.
+# Padding a mask fills it with <code>False</code>: nobody may look at the prefix. It trains without an error and without a
+# gradient, and every length and every rate give the same result. <code>F.pad(..., value=True)</code>.
 # </details>
 
 # %% name="clinic-masked-cure" tags=["clinic"]
@@ -1669,8 +1700,9 @@ table(
 # %% [markdown] name="clinic-positions-diagnosis"
 # <details><summary>Diagnosis</summary>
 #
-# The same model, the same text, another loss: what it is asked in generation is not what it was trained for. In training the first token
-# of the text stood at position <code>length</code>, here it stands at 0. Count positions from the cache, the prefix included.
+# The same model, the same text, another loss: what it is asked in generation is not what it was trained for. In training the
+# first token of the text stood at position <code>length</code>, here it stands at 0. Count positions from the cache, the
+# prefix included.
 # </details>
 
 # %% name="clinic-positions-cure" tags=["clinic"]
@@ -1726,7 +1758,7 @@ def cured_update(x, update, dropout=0.2):
 # %% [markdown] name="clinic-decay-story"
 # ### Patient 8: decay of what is trained
 #
-# “BitFit trains few numbers, so regularise them with a weight decay.”
+# “BitFit trains few parameters, so regularise them with a weight decay.”
 
 # %% name="clinic-decay" tags=["clinic"]
 
@@ -1793,7 +1825,7 @@ Markdown(f"<details><summary>Patients and cures</summary>\n\n{after_table.data}\
 # %% [markdown] name="claims"
 # ## What is usually said
 #
-# “The source” is the text that this course grew out of; its figures were typed, not measured. The verdicts are computed from the figures
+# The source is the text that this course grew out of; its figures were typed, not measured. The verdicts are computed from the figures
 # above.
 
 # %% name="claims-table" jupyter={"source_hidden": true}
@@ -1844,14 +1876,14 @@ claims = [
         "The change that a task needs has a low rank.",
         "stated",
         f"rank 8 keeps {kept_by_8:.0%} of the energy"
-        + (f" and {skill_kept:.0%} of the skill" if added >= error else ""),
-        "more in skill than in energy" if added >= error and skill_kept > kept_by_8 + 0.2 else "see section 4",
+        + (f" and {skill_kept:.0%} of the accuracy added" if added >= error else ""),
+        "more in accuracy than in energy" if added >= error and skill_kept > kept_by_8 + 0.2 else "see section 4",
     ],
 ]
 table(["usually said", "the source", "measured here", "verdict"], claims)
 
 # %% [markdown] name="summary"
-# ## What to remember
+# ## What to take along
 #
 # - A strategy is a patch on an unchanged base: small, with a name, reversible. Check three things: how far from the base it starts, what it
 #   trains, and that it leaves the rest to the bit.
@@ -1862,19 +1894,28 @@ table(["usually said", "the source", "measured here", "verdict"], claims)
 # - Merge by remembering, not by subtracting.
 # - A prefix is a KV cache that nobody wrote: mask and positions must know of it, in training and in generation alike.
 #
-# **Where it leads.** Chapter 4 takes one of these to a result that could be defended: leak-free data, intervals, mistakes read one by
-# one, and a decoder that does what it is told.
+# A strategy is chosen, and a score looks good. Could you defend it: against leaked texts, against a bag of words, against
+# luck? That is the next chapter.
 #
-# ## References
+# ## Sources
 #
-# - LoRA: Hu et al., arXiv:2106.09685. Rank-stabilised scale: Kalajdzievski, arXiv:2312.03732. Intrinsic dimension: Aghajanyan et al.,
-#   arXiv:2012.13255.
-# - Prefix tuning: Li and Liang, arXiv:2101.00190. P-tuning v2: Liu et al., arXiv:2110.07602.
-# - Adapter layers: Houlsby et al., arXiv:1902.00751. BitFit: Ben Zaken et al., arXiv:2106.10199.
-# - All of them side by side: He et al., *Towards a unified view*, arXiv:2110.04366.
-# - MiniLM: Wang et al., arXiv:2002.10957. Head first, then the rest: Kumar et al., arXiv:2202.10054.
+# - Hu et al. 2021, LoRA, [arXiv:2106.09685](https://arxiv.org/abs/2106.09685); Kalajdzievski 2023, rank-stabilised scale,
+#   [arXiv:2312.03732](https://arxiv.org/abs/2312.03732); Aghajanyan et al. 2020, intrinsic dimension,
+#   [arXiv:2012.13255](https://arxiv.org/abs/2012.13255); Dettmers et al. 2023, QLoRA,
+#   [arXiv:2305.14314](https://arxiv.org/abs/2305.14314)
+# - Li and Liang 2021, prefix tuning, [arXiv:2101.00190](https://arxiv.org/abs/2101.00190); Liu et al. 2021, P-tuning v2,
+#   [arXiv:2110.07602](https://arxiv.org/abs/2110.07602)
+# - Houlsby et al. 2019, adapter layers, [arXiv:1902.00751](https://arxiv.org/abs/1902.00751); Ben Zaken et al. 2021, BitFit,
+#   [arXiv:2106.10199](https://arxiv.org/abs/2106.10199)
+# - He et al. 2021, *Towards a unified view of parameter-efficient transfer learning*,
+#   [arXiv:2110.04366](https://arxiv.org/abs/2110.04366)
+# - Wang et al. 2020, MiniLM, [arXiv:2002.10957](https://arxiv.org/abs/2002.10957); Reimers and Gurevych 2019, Sentence-BERT,
+#   [arXiv:1908.10084](https://arxiv.org/abs/1908.10084)
+# - Kumar et al. 2022, the head first, then the rest, [arXiv:2202.10054](https://arxiv.org/abs/2202.10054)
 #
-# In the library: `course_lib/peft/`, one file a strategy.
+# In the library: `course_lib/peft/`, one file for each strategy.
+#
+# **Next:** [04 Practical fine-tuning](04_practical_fine_tuning.ipynb)
 
 # %% name="sweep-controls" tags=["remove-cell"] jupyter={"source_hidden": true}
 for box in (lora_box, prefix_box):

@@ -7,9 +7,10 @@
 # %% [markdown] name="title"
 # # 04 Practical fine-tuning
 #
-# **Could you defend your result?** A model was fine-tuned on a few hundred reviews, and its score looks good. Was there a test text in
-# the training text? What does a bag of words score? Which texts does it get wrong, and how sure is it then? This chapter takes one task
-# from the raw file to an answer to all of these. Its second half then turns a model that continues text into one that does what it is told.
+# **Could you defend your result?** Chapter 3 left you with a strategy and a score that looks good. Was there a test text in the
+# training text? What does a bag of words score? Which texts does the model get wrong, and how sure is it then? This chapter takes one
+# task from the raw file to an answer to all of these. Its second half then turns a model that continues text into one that does what
+# it is told.
 #
 # You will
 #
@@ -21,14 +22,12 @@
 # - read the most confident mistakes one by one, move a threshold, and let every model judge a review of yours, token by token;
 # - tune a decoder on instructions, and measure whether it follows them: by rules, and by a judge that shares no text with it.
 #
-# **How to read it.** Run the cells in order with Shift+Enter, or all of them with *Run → Run All Cells*, which takes a few
-# minutes. Where it says *Predict*, commit to a guess before you run the next cell, which shows what it comes to. A measured number
-# comes from the cell above it, on your machine, or from a recorded run that the text names.
+# **How to read it.** As [00 Start here](00_start_here.ipynb) explains. The chapter has two halves, sections 1 to 7 and 8 to
+# 10, with room for a break between them.
 #
-# **If you build compilers:** pre-training gave you the parser generator, and chapters 1 to 3 took it apart. Now you write a language with
-# it, and ship it. The test suite decides what you may claim, and a test case that the grammar was written from proves nothing. The
-# analogy breaks at the word
-# *correct*: a parser accepts or does not, and this program is right in most cases and does not know in which.
+# **If you build compilers:** this is where the language is written and shipped. The test suite decides what you may claim,
+# and a test case that the grammar was written from proves nothing. The analogy breaks at the word *correct*: a parser
+# accepts or does not, and this program is right in most cases and does not know in which.
 
 # %% name="progress" jupyter={"source_hidden": true}
 from course_lib.lab import progress
@@ -38,24 +37,29 @@ progress("04")
 # %% [markdown] name="words"
 # <details><summary><b>Words used below</b> (unfold when you meet one)</summary>
 #
-# - **Labels**: the answers that a model learns from, here 1 for praise and 0 for a text that damns. **Split**: which texts are
-#   trained on (*train*), looked at while training (*dev*), and looked at once, at the end (*test*).
+# - **Labels**: the answers that a model learns from, here 1 for a positive text and 0 for a negative one. **Split**: which texts are
+#   trained on (*train*), looked at while training (*dev*), and looked at once, at the end (*test*). **Sample**: labelled texts, drawn
+#   at random, that a run learns from.
 # - **Head**: the small layer that turns a text's vector into a decision; its outputs are **logits**. **Pooling**: how the vectors of
 #   all tokens become that one vector.
-# - **Epoch**: every training text once. **Early stopping**: to stop when the dev texts get no better.
+# - **Encoder**: sees the whole text at once. **Decoder**: writes from left to right.
+# - **Epoch**: every training text once. **Early stopping**: to stop when the dev texts get no better. **Learning rate**, *rate* for
+#   short: how far a step goes.
 # - **Collator**: makes a batch of examples. **Padding**: what fills short texts up to the longest of a batch.
 # - **Bag of words**: a classifier that knows which words and pairs of words a text has, and not in what order (TF-IDF and a logistic
 #   regression). **From scratch**: the course's encoder with random weights.
-# - **Calibrated**: of the answers given with 80 % confidence, 80 % are right. **ECE**: how far from that, on average.
+# - **Calibrated**: of the answers given with 80 % confidence, 80 % are right. **ECE**, the expected calibration error: how far from
+#   that, on average.
 # - **Macro F1**: the mean over the classes of F1, the harmonic mean of two shares: of the answers of a class that are right (precision), and
 #   of its texts that are found (recall). **Bootstrap**: an interval from the same texts, drawn again and again with replacement.
-# - **Interval**: where the true value lies in 95 of 100 such measurements. **The source**: the text that this course grew out of.
+# - **Interval**: a 95 % confidence interval; of 100 such intervals about 95 hold the true value. **Nat**: the unit of a loss with the
+#   natural logarithm. **The source**: the text that this course grew out of.
 # - **Names in the code** end in their axes: `labels_BT` has a row for each text of the batch (B) and a column for each position (T).
 #
 # Every term of the course: [the glossary](../docs/glossary.md).
 # </details>
 
-# %% name="setup" tags=["setup"]
+# %% name="setup" tags=["setup"] jupyter={"source_hidden": true}
 import copy
 import csv
 import hashlib
@@ -132,7 +136,7 @@ from course_lib.runs.reading import load_reader
 from course_lib.runtime import pick_device, seeded
 from course_lib.training import held_out_loss, train
 from course_lib.widgets.binder import compare, guess, guess_number, sweep, table
-from course_lib.widgets.generation import generation_explorer
+from course_lib.widgets.generation import GenerationBench, generation_explorer
 from course_lib.widgets.own_review import draw_judged, judge_with, judge_with_bag_of_words, review_explorer
 from course_lib.widgets.threshold import threshold_explorer
 
@@ -157,9 +161,9 @@ def labels_of(reviews):
 # %% [markdown] name="data-first"
 # ## 1 Data first
 #
-# The corpus is film reviews from IMDB and single sentences from Rotten Tomatoes, each labelled by the people who wrote it. Before
-# anything is trained: does a text stand in it twice? The cell compares them as normalised text, so that capitals and spaces make no
-# difference.
+# The corpus is film reviews from IMDB and single sentences from Rotten Tomatoes, each labelled after the verdict of the
+# person who wrote it. Before anything is trained: does a text stand in it twice? The cell compares normalised texts, so that
+# capitals and spaces make no difference.
 
 # %% name="count-duplicates"
 with corpus_path().open(encoding="utf-8", newline="") as file:
@@ -174,8 +178,10 @@ Markdown(
 )
 
 # %% [markdown] name="duplicates-question"
-# That is few. In text collected from the web it can be many (arXiv:2107.06499). The cell trains a bag of words on 600 sentences and tests
-# it on 300 others. **Predict.** Half of these 300 are put into its training text as well, in capitals. What does it score then?
+# That is few. In text collected from the web it can be many (arXiv:2107.06499). The next cell trains a bag of words on 600
+# sentences and tests it on 300 others.
+#
+# **Predict.** Half of these 300 are put into its training text as well, in capitals. What does it score then?
 
 # %% name="without-a-leak"
 pool = labelled_sample(to_learn, 1200, seed=0)
@@ -195,19 +201,19 @@ def right_with_leak(share):
 leaked = {0.0: right_with_leak(0.0)}
 Markdown(f"Without a leak it is right in {leaked[0.0].mean():.1%}.")
 
-# %% name="predict-duplicates"
+# %% name="predict-duplicates" jupyter={"source_hidden": true}
 leak_guess = guess_number("Accuracy with half of the test sentences leaked", low=0, high=100, step=1, unit="%")
 display(leak_guess)
 
-# %% name="plant-duplicates"
+# %% name="plant-duplicates" jupyter={"source_hidden": true}
 leaked |= {share: right_with_leak(share) for share in (0.1, 0.25, 0.5)}
 shares_right = {share: share_interval(right) for share, right in leaked.items()}
 plots.show(
     plots.draw_bars(
-        [f"{share:.0%} of the tests leaked" for share in leaked],
+        [f"{share:.0%} of the test leaked" for share in leaked],
         *columns(shares_right.values(), times=100),
         references={"chance": 50},
-        xlabel="accuracy of a bag of words on 300 sentences, %, with 95 % intervals",
+        xlabel="accuracy of a bag of words on 300 sentences, %, with 95 % confidence intervals",
         number="{:.1f}",
     ),
     alt="Accuracy of the same classifier for a growing share of test sentences that stand in its training text too.",
@@ -224,10 +230,10 @@ compare(
 )
 
 # %% [markdown] name="lengths"
-# **Lengths.** A batch is a rectangle. Its texts are not of one length, so the short ones are filled up with padding that is computed
+# **Lengths.** A batch is a rectangle. Its texts are not of one length, so the short ones are filled up with padding, which is computed
 # and thrown away. How long are the texts?
 
-# %% name="measure-lengths"
+# %% name="measure-lengths" jupyter={"source_hidden": true}
 LONGEST = 254  # tokens, and two special ones around them
 mixed = labelled_sample(reviews_of("train"), 1000, seed=1)
 encoded = tokenizer.encode_all(texts_of(mixed))
@@ -238,7 +244,7 @@ sizes = {
 plots.show(
     plots.draw_histogram(
         {"IMDB reviews": sizes["imdb"], "Rotten Tomatoes sentences": sizes["rotten_tomatoes"]},
-        xlabel=f"tokens of a text, cut at {LONGEST}",
+        xlabel=f"length of a text in tokens, cut at {LONGEST}",
     ),
     alt="Lengths of texts in tokens: sentences are short, most reviews reach the cut.",
 )
@@ -273,8 +279,8 @@ plots.show(
 )
 
 # %% [markdown] name="padding-timed"
-# Padding is not only wasted, it takes time: the cell trains the course's encoder for one epoch on some of these texts in each of
-# the three ways. (One run of each: mind that another program on your machine may disturb it.)
+# Padding takes time: the cell trains the course's encoder for one epoch on some of these texts in each of the three ways. (One run of
+# each: another program on your machine may disturb it.)
 
 # %% name="time-padding"
 few = mixed[:112]
@@ -314,15 +320,15 @@ Markdown(
 # %% [markdown] name="head"
 # ## 2 A head, and when to stop
 #
-# A transformer gives a vector for every token, and a classifier needs one for the text. Three ways to pool are common: the first token
-# (`[CLS]` in BERT), the last (the only one that has seen everything in a decoder), and the mean of all. On top comes a linear layer, or
-# a dense layer with tanh and then a linear one, as in BERT and in the source. (The source writes 768 for a model's width. `Classifier` reads
-# it from the model: MiniLM's is another.)
+# A transformer gives a vector for every token, and a classifier needs one for the text. Three ways to pool are common: the
+# first token (`[CLS]` in BERT), the last (the only one that has seen everything in a decoder), and the mean of all. On top
+# comes a linear layer, or a dense layer with tanh and then a linear one, as in BERT and in the source. (The source writes
+# 768 for a model's width. `Classifier` reads it from the model: MiniLM's is another.)
 #
-# **Predict.** MiniLM, fine-tuned on 100 sentences, and compared on 300 training sentences that are kept aside. The test is for the end.
-# Which pooling is best?
+# **Predict.** MiniLM (chapter 3) is fine-tuned on 100 sentences and compared on 300 training sentences that are kept aside;
+# the test is for the end. Which pooling is best?
 
-# %% name="predict-pooling"
+# %% name="predict-pooling" jupyter={"source_hidden": true}
 pooling_guess = guess("The best of the three", ["mean", "[CLS]", "last token", "all within 3 points"])
 display(pooling_guess)
 
@@ -358,7 +364,7 @@ plots.show(
         list(shares_of_heads),
         *columns(shares_of_heads.values(), times=100),
         references={"chance": 50},
-        xlabel="accuracy on 300 sentences after 100 labels, %, with 95 % intervals",
+        xlabel="accuracy on 300 sentences from 100 labels, %, with 95 % confidence intervals",
         number="{:.1f}",
     ),
     alt="Accuracy of four heads on MiniLM, with intervals.",
@@ -382,9 +388,9 @@ compare(
 )
 
 # %% [markdown] name="curves"
-# **When to stop.** With few labels a model soon knows its training texts by heart. The cell trains on 300 sentences and looks at
-# sentences of the dev split after every epoch; at the end the classifier is what it was after its best epoch. (A step is one batch of 16
-# sentences, so its loss jumps with what they are. Whoever says one half to everything pays ln 2.)
+# **When to stop.** With few labels a model soon knows its training texts by heart. The cell trains on 300 sentences and
+# looks at sentences of the dev split after every epoch; at the end the classifier is what it was after its best epoch. (A
+# step is one batch of 16 sentences, so its loss jumps with what they are. Saying one half to everything costs ln 2.)
 
 # %% name="train-with-curves"
 classifier = Classifier(copy.deepcopy(minilm_base)).to(device)
@@ -408,7 +414,7 @@ plots.show(
         {"the best epoch": ([best_epoch.number], [best_epoch.held_out])},
         references={"ln 2": np.log(2)},
         xlabel="epoch",
-        ylabel="nats a text",
+        ylabel="loss, nats per text",
         kinds=None,
     ),
     alt="Training loss of every step, and loss on dev sentences after every epoch, with the best epoch marked.",
@@ -422,33 +428,32 @@ Markdown(
     f"{last_epoch.held_out:.3f} on dev sentences ({last_epoch.accuracy:.1%} right). "
     + (
         "The loss rises while the accuracy hardly changes: the model does not get more answers wrong, it gets more sure of its wrong ones. That is "
-        "why the loss chooses: it sees what the model claims of every text, while accuracy on a few hundred texts moves in steps of luck. "
+        "why the loss chooses: it weighs what the model claims of every text, while accuracy on a few hundred texts moves by luck. "
         if last_epoch.held_out > best_epoch.held_out and abs(last_epoch.accuracy - best_epoch.accuracy) < 0.03
         else ""
     )
-    + f"What was trained since the best epoch is thrown away: the classifier below is that of the best one. That choice was made on "
-    f"{len(SENTENCES['dev'])} dev sentences, so their figures flatter it a little, and a choice on so few is a weak one; the test sentences have "
-    "not been looked at yet."
+    + f"What was trained after the best epoch is thrown away: the classifier below is that of the best one. That choice was made on "
+    f"{len(SENTENCES['dev'])} dev sentences, so their figures flatter it a little. The test sentences have not been looked at yet."
 )
 
 # %% [markdown] name="efficiency"
 # ## 3 How many labels does it take?
 #
-# The question that decides a project. The record below has, for 50 to 3,000 labels, a bag of words, the course's encoder from random
-# weights and pre-trained on film reviews, and MiniLM, which has read far more, and nothing about films in particular; both fine-tuned
-# in full, and by LoRA. "Read on" is MiniLM that has first filled in masked words of the training reviews, without their labels, as
-# the end of this section explains. All read the same first 126 tokens of a text.
+# This question decides a project. The record below has, for 50 to 3,000 labels, a bag of words, the course's encoder from
+# random weights ("scratch") and pre-trained on film reviews ("encoder"), and MiniLM, which has read far more, and nothing
+# about films in particular, fine-tuned in full and by LoRA. "Read on" is MiniLM that has first filled in masked words of the
+# training reviews, without their labels, as the end of this section explains. All read the same first 126 tokens of a text.
 #
 # **Predict.** A whole review has many words, a sentence few. On which of the two does a bag of words do better, beside MiniLM, as the
 # labels become many?
 
-# %% name="predict-efficiency"
+# %% name="predict-efficiency" jupyter={"source_hidden": true}
 crossing_guess = guess(
     "The bag of words comes closer to MiniLM on", ["whole reviews (IMDB)", "single sentences (Rotten Tomatoes)"]
 )
 display(crossing_guess)
 
-# %% name="draw-efficiency"
+# %% name="draw-efficiency" jupyter={"source_hidden": true}
 record = Record(RECORDS_FOLDER / "efficiency.jsonl")
 efficiency = Efficiency()
 SOURCE_NAMES = {"imdb": "IMDB reviews", "rotten_tomatoes": "Rotten Tomatoes sentences"}
@@ -526,8 +531,8 @@ compare(
 )  # fmt: skip
 
 # %% [markdown] name="longer-texts"
-# **Do the curves cross?** Every method gets the same stretch of text, and it was cut at 126 tokens. Give both twice as much, and the bag of
-# words gains too. The table asks who is ahead, for each number of labels.
+# **Do the curves cross?** Every method gets the same stretch of text, and it was cut at 126 tokens. Give both twice as much,
+# and the bag of words gains too. The table asks who is ahead, for each number of labels.
 
 # %% name="read-longer" jupyter={"source_hidden": true}
 PAIRS = {
@@ -547,7 +552,7 @@ for stretch, (model, words) in PAIRS.items():
 table(["IMDB, first", "labels", "model, %", "bag of words, %", "difference", "ahead"], lines)
 
 # %% [markdown] name="live-efficiency"
-# **Live.** A part of one column of the record once more, on your machine: 50 labelled sentences, the first sample.
+# **Live.** One point of the record once more, on your machine: 50 labelled sentences, the first sample.
 
 # %% name="run-efficiency"
 live = {}
@@ -560,11 +565,13 @@ table(
 )  # fmt: skip
 
 # %% [markdown] name="head-first-question"
-# **The head first?** Chapter 3 fitted the head on the frozen model's features before anything else was trained, as is often advised
-# (arXiv:2202.10054): a head that knows nothing sends the first gradients astray. MiniLM was trained to compare sentences by what they are
-# about. **Predict.** With 100 labelled sentences, does it help to fit MiniLM's head first?
+# **The head first?** Chapter 3 fitted the head on the frozen model's features before anything else was trained, as is often
+# advised (arXiv:2202.10054): a head that knows nothing sends the first gradients astray. MiniLM was trained to compare
+# sentences by what they are about.
+#
+# **Predict.** With 100 labelled sentences, does it help to fit MiniLM's head first?
 
-# %% name="predict-head-first"
+# %% name="predict-head-first" jupyter={"source_hidden": true}
 head_guess = guess(
     "A head fitted first, against one that starts at zero with the rest", ["helps", "hurts", "no clear difference"]
 )
@@ -594,12 +601,13 @@ compare(
 )
 
 # %% [markdown] name="read-first-question"
-# **Let it read first?** MiniLM has read nothing about films in particular. Reviews without labels are cheap: here it was given the training
-# reviews, with words masked to be filled in, as in chapter 1, before it saw a label (arXiv:2004.10964). The result is shipped as a LoRA
-# adapter (`course record reader`, an hour). **Predict.** The same 100 labels, the head fitted first, on MiniLM as it was and on MiniLM
-# that has read reviews.
+# **Let it read first?** MiniLM has read nothing about films in particular. Reviews without labels are cheap: here it was
+# given the training reviews, with words masked to be filled in, as in chapter 1, before it saw a label (arXiv:2004.10964).
+# The result is shipped as a LoRA adapter (`course record reader` makes it again).
+#
+# **Predict.** The same 100 labels, the head fitted first: is MiniLM that has read reviews better than MiniLM as it was?
 
-# %% name="predict-read-first"
+# %% name="predict-read-first" jupyter={"source_hidden": true}
 read_guess = guess("MiniLM that has read reviews, against MiniLM as it was", ["better", "worse", "no clear difference"])
 display(read_guess)
 
@@ -626,8 +634,8 @@ compare(
     f"Having read, less not having read: {100 * reading_gains.value:+.1f} points, 95 % interval {100 * reading_gains.low:+.1f} to "
     f"{100 * reading_gains.high:+.1f} on the same sentences, for one sample of labels. "
     + (
-        "These sentences do not show that it helps. What it read was mostly whole reviews, and how near to the task it must be is a thing to "
-        "measure. "
+        "These sentences do not show that it helps. What it read was mostly whole reviews; how near to the task such text must be is a "
+        "question for a measurement. "
         if reading_gains.holds(0.0)
         else ""
     )
@@ -637,14 +645,16 @@ compare(
 )
 
 # %% [markdown] name="forgetting"
-# ## 4 The rate, and what is forgotten
+# ## 4 The learning rate, and what is forgotten
 #
-# Fine-tuning overwrites what pre-training wrote. The course's encoder can show it, since it still has its pre-training task: filling in
-# masked words. **Predict.** 100 labelled sentences, five epochs, at a rate of 1e-3. What happens to the loss of the masked words?
+# Fine-tuning overwrites what pre-training wrote. The course's encoder can show it, since it still has its pre-training task:
+# filling in masked words.
+#
+# **Predict.** 100 labelled sentences, five epochs, at a learning rate of 1e-3. What happens to the loss on masked words?
 
-# %% name="predict-forgetting"
+# %% name="predict-forgetting" jupyter={"source_hidden": true}
 forget_guess = guess(
-    "At a rate of 1e-3 the loss on masked words",
+    "At a learning rate of 1e-3 the loss on masked words",
     ["stays the same", "rises by less than 1 nat", "rises by more than 1 nat"],
 )
 display(forget_guess)
@@ -669,7 +679,7 @@ plots.show(
         {"after fine-tuning": (list(forgotten), list(forgotten.values()))},
         references={"before": before},
         xlabel="peak learning rate (log scale)",
-        ylabel="nats per masked token",
+        ylabel="loss, nats per target",
         log_x=True,
         kinds=None,
     ),
@@ -682,7 +692,7 @@ best_rate, kept = max(right_at, key=right_at.get), min(rise, key=rise.get)
 shares_at = lambda rate: proportion_interval(round(right_at[rate] * len(to_try)), len(to_try))
 display(
     table(
-        ["rate", "accuracy on 300 sentences", "nats per masked token", "rise"],
+        ["learning rate", "accuracy on 300 sentences", "loss on masked words, nats per target", "rise"],
         [[f"{r:.0e}", f"{shares_at(r):.1%}", f"{forgotten[r]:.2f}", f"{rise[r]:+.2f}"] for r in RATES],
     )
 )
@@ -691,7 +701,7 @@ compare(
     f"It rises by {rise[1e-3]:.2f} nats, from {before:.2f} to {forgotten[1e-3]:.2f}. At the smallest rate it rises by {rise[min(RATES)]:.2f}, at "
     f"the largest by {rise[max(RATES)]:.2f}. The best accuracy of these rates is that of {best_rate:.0e}: {shares_at(best_rate):.1%}. "
     f"{'The same rate' if best_rate == kept else f'The lowest loss on masked words is that of {kept:.0e}: the task prefers another rate, which'} "
-    f"costs {rise[best_rate]:.2f} nats of what the model knew. The task's accuracy does not show that price; whoever wants both must measure both.",
+    f"costs {rise[best_rate]:.2f} nats of what the model knew. The task's accuracy does not show that price: measure both.",
     "stays the same"
     if rise[1e-3] < 0.1
     else "rises by less than 1 nat"
@@ -745,7 +755,7 @@ display(
     )
 )
 counts = confusion(wanted, given, 2)
-table(["MiniLM", "says it damns", "says it praises"], [["it damns", *counts[0]], ["it praises", *counts[1]]])
+table(["MiniLM", "says negative", "says positive"], [["is negative", *counts[0]], ["is positive", *counts[1]]])
 
 # %% [markdown] name="paired"
 # **Is the difference real?** Two intervals that overlap do not answer that: both models judged *the same* sentences. What counts is
@@ -755,15 +765,18 @@ table(["MiniLM", "says it damns", "says it praises"], [["it damns", *counts[0]],
 pair = paired_comparison(given == wanted, words_given == wanted)
 Markdown(
     f"MiniLM alone is right on {pair.only_a} sentences, the bag of words alone on {pair.only_b}. The difference is "
-    f"{100 * pair.difference.value:.1f} points, 95 % interval {100 * pair.difference.low:.1f} to {100 * pair.difference.high:.1f}; if neither was "
-    f"better, a split as uneven would come up with probability {pair.p_value:.1g} (McNemar's exact test)."
+    f"{100 * pair.difference.value:.1f} points, 95 % interval {100 * pair.difference.low:.1f} to {100 * pair.difference.high:.1f}. If neither was "
+    f"better, a split at least as uneven would come up with probability {pair.p_value:.1g} (McNemar's exact test)."
 )
 
 # %% [markdown] name="calibration-question"
-# **How sure is it?** Of the answers that a model gives with 90 % confidence, nine in ten should be right. Section 2 went back to the best
-# epoch. **Predict.** Suppose it had not: MiniLM as it was after its *last* epoch. Is it right more often than it claims, or less often?
+# **How sure is it?** Of the answers that a model gives with 90 % confidence, nine in ten should be right. Section 2 went
+# back to the best epoch.
+#
+# **Predict.** Suppose it had not: MiniLM as it was after its *last* epoch. Is it right more often than it claims, or less
+# often?
 
-# %% name="predict-calibration"
+# %% name="predict-calibration" jupyter={"source_hidden": true}
 sure_guess = guess(
     "Over all its answers, MiniLM after its last epoch is right",
     ["more often than it claims", "less often than it claims", "as often as it claims"],
@@ -771,7 +784,7 @@ sure_guess = guess(
 display(sure_guess)
 
 
-# %% name="draw-reliability"
+# %% name="draw-reliability" jupyter={"source_hidden": true}
 def by_confidence(shares, parts=5):
     """Fifths of the answers, from the least sure to the surest: mean confidence, and the share that is right."""
     sureness, right = shares.max(1), shares.argmax(1) == wanted
@@ -814,14 +827,14 @@ found = {name: claimed_and_right(shares) for name, shares in on_tests.items()}
 compare(
     sure_guess,
     "; ".join(f"{name}: claims {claims:.1%}, is right in {right:.1%}" for name, (claims, right, _) in found.items())
-    + ". Training goes on pushing the probabilities of texts that it knows by heart, and those of new texts go with them. The confidence of a "
-    "fine-tuned model is a number that training has pushed as far as it went, not a frequency that anybody has counted.",
+    + ". Training goes on pushing the probabilities of texts that the model knows by heart, and those of new texts go with them. The "
+    "confidence of a fine-tuned model is an output of training, not a frequency that anybody has counted.",
     found["MiniLM, last epoch"][2],
 )
 
 # %% [markdown] name="temperature-scaling"
-# **Count it, then.** One number can repair a model that is too sure everywhere: divide its logits by a temperature, fitted on dev sentences
-# (arXiv:1706.04599). No answer changes; only how sure it is. Where nothing is wrong, it has nothing to repair.
+# **Can it be repaired?** One number can repair a model that is too sure everywhere: divide its logits by a temperature, fitted on dev
+# sentences (arXiv:1706.04599). No answer changes, only how sure it is. Where nothing is wrong, it has nothing to repair.
 
 # %% name="scale-by-temperature"
 on_dev = {
@@ -864,14 +877,15 @@ table(["", "temperature", "ECE before", "ECE after", "answers that change"], row
 
 # %% name="show-mistakes"
 table(
-    ["says", "sure to", "label", "the sentence"],
-    [["praises" if given[n] else "damns", f"{probabilities[n].max():.1%}", "praises" if wanted[n] else "damns", tests[n].text]
+    ["says", "confidence", "label", "the sentence"],
+    [["positive" if given[n] else "negative", f"{probabilities[n].max():.1%}", "positive" if wanted[n] else "negative", tests[n].text]
      for n in most_confident_mistakes(probabilities, wanted, 5)],
 )  # fmt: skip
 
 # %% [markdown] name="threshold"
-# **Move.** Whoever says *yes* from a probability of one half on says that both errors cost the same. Suppose you show only good reviews on
-# a poster, and a bad one by mistake costs five times as much as a good one left out: where would you put the threshold?
+# **Move.** To answer *positive* from a probability of one half on is to say that both errors cost the same. Suppose you
+# print only good reviews on a poster, and a bad one by mistake costs five times as much as a good one left out. Set that
+# cost, and move the threshold until the cost is lowest. What happens to the good reviews that are left out?
 
 # %% name="explore-threshold"
 threshold_box = threshold_explorer(probabilities[:, 1], wanted)
@@ -882,21 +896,24 @@ steps = np.linspace(0, 1, 201)
 called = probabilities[:, 1] >= steps[:, None]
 costs = (5 * (called & (wanted == 0)) + (~called & (wanted == 1))).mean(1)
 best_step = steps[costs.argmin()]
+left_out = lambda threshold: (probabilities[wanted == 1, 1] < threshold).mean()
 Markdown(
-    f"<details><summary>Where you might have put it</summary>\n\nAt 5 to 1 the lowest cost on these sentences is {costs.min():.3f} a sentence, at "
-    f"{best_step:.3f}; one half costs {costs[100]:.3f}. If the probabilities were frequencies, it would be at 5/6: a sentence belongs on the poster "
-    "where five times the chance that it damns is less than the chance that it praises. How far the two lie apart is calibration once more. "
-    "(Chosen on the test sentences, as this is a game; a product would choose on dev sentences.)\n</details>"
+    f"<details><summary>Moved it? Compare</summary>\n\nAt 5 to 1 the lowest cost on these sentences is {costs.min():.3f} per sentence, at a "
+    f"threshold of {best_step:.3f}; one half costs {costs[100]:.3f}. There {left_out(best_step):.0%} of the good reviews are left out, at one half "
+    f"{left_out(0.5):.0%}. If the probabilities were frequencies, the threshold would be 5/6: a sentence belongs on the poster where five times "
+    "the probability that it is negative is less than the probability that it is positive. How far the two lie apart is calibration once more. "
+    "(This was chosen on the test sentences, to play with; a product would choose on dev sentences.)\n\n</details>"
 )
 
 # %% [markdown] name="own-review"
 # ## 6 Your own text
 #
-# Write a review of your own, and let every model judge it. The colours say which tokens moved it: integrated gradients
+# Write a review of your own, and let every model judge it. The colours say which tokens moved its score: integrated gradients
 # (arXiv:1703.01365) divide the difference between this text's score and that of a text of padding among its tokens, so that the parts
 # add up to it.
 #
-# **Move.** Can you write a review that every reader understands as praise and every model as the opposite?
+# **Move.** Change the review until every reader understands it as positive and every model as negative. Which kind of
+# sentence does it, and which tokens are to blame?
 
 # %% name="explore-own-review"
 encoder_classifier = Classifier(load_checkpoint("encoder")).to(device)
@@ -916,17 +933,44 @@ OWN = "I expected a dull film, and it was anything but that: not one boring minu
 own_box = review_explorer(MODELS, OWN)
 display(own_box)
 
-# %% name="own-review-without-a-kernel"
+# %% name="own-review-without-a-kernel" jupyter={"source_hidden": true}
 judged = {name: judge(OWN) for name, judge in MODELS.items()}
 plots.show(
     draw_judged(judged), alt="One review as three models judge it, each token coloured by how it moved the score."
 )
 
-# %% [markdown] name="six-sentences"
-# **Other fields.** The source tries its models on sentences about food and shopping. These six are of that kind, and nobody here was
-# trained on such.
+# %% name="own-review-answer" jupyter={"source_hidden": true}
+TRICKY = {
+    "Not one boring minute.": 1,
+    "It is anything but a masterpiece.": 0,
+    "I have seen worse films, but not many.": 0,
+    "Nobody who hates good films should see it.": 1,
+}
+answers = {name: [judge(text).positive for text in TRICKY] for name, judge in MODELS.items()}
+tricked = table(
+    ["sentence", "meant", *(f"{name}: positive" for name in MODELS)],
+    [
+        [text, "positive" if label else "negative", *(f"{answers[name][n]:.0%}" for name in MODELS)]
+        for n, (text, label) in enumerate(TRICKY.items())
+    ],
+)
+understood = {
+    name: sum((p >= 0.5) == label for p, label in zip(given_p, TRICKY.values(), strict=True))
+    for name, given_p in answers.items()
+}
+Markdown(
+    f"<details><summary>Moved it? Compare</summary>\n\nFour sentences that turn on a negation or a comparison:\n\n{tricked.data}\n\n"
+    "Understood as meant: "
+    + ", ".join(f"{name} {n} of {len(TRICKY)}" for name, n in understood.items())
+    + ". Words that are negative in most reviews count as negative wherever they stand, unless a model has learned what turns them "
+    "round.\n\n</details>"
+)
 
-# %% name="judge-six"
+# %% [markdown] name="six-sentences"
+# **Other subjects.** The source tries its models on sentences about food and shopping. These six are of that kind, and no
+# model here was trained on such.
+
+# %% name="judge-six" jupyter={"source_hidden": true}
 SIX = {
     "The soup was hot and the waiter kind.": 1,
     "My parcel came a week late and the box was torn.": 0,
@@ -950,13 +994,14 @@ hits = {name: sum(row[2 + k].endswith("✓") for row in rows) for k, name in enu
 Markdown(
     "Right: "
     + ", ".join(f"{name} {n} of 6" for name, n in hits.items())
-    + ". Read how sure the wrong ones are: nothing in a probability says that a text is of another field. And six sentences prove nothing: with "
-    f"six of six, the 95 % interval still begins at {proportion_interval(6, 6).low:.0%}."
+    + ". Read how sure the wrong ones are: nothing in a probability says that a text is about something else. And six sentences prove "
+    f"little: with six of six, the 95 % interval still begins at {proportion_interval(6, 6).low:.0%}."
 )
 
 # %% [markdown] name="own-csv"
-# **Your own labelled texts**, a `.csv` or `.jsonl` with the columns `text` and `label`, need one command; it checks the file, splits it by
-# the texts' identity, fine-tunes, and writes a report with intervals, curves and the most confident mistakes:
+# **Your own labelled texts**, a `.csv` or `.jsonl` with the columns `text` and `label`, need one command. It checks the
+# file, splits it by a hash of each text, fine-tunes, and writes a report with intervals, curves and the most confident
+# mistakes:
 #
 # ```
 # course finetune --data my_reviews.csv --base minilm --strategy lora --out work/my_model
@@ -970,7 +1015,7 @@ folder = Path(tempfile.mkdtemp())
 with (folder / "mine.csv").open("w", encoding="utf-8", newline="") as file:
     writer = csv.writer(file)
     writer.writerow(["text", "label"])
-    writer.writerows([r.text, "praises" if r.label else "damns"] for r in labelled_sample(to_learn, 800, seed=3))
+    writer.writerows([r.text, "positive" if r.label else "negative"] for r in labelled_sample(to_learn, 800, seed=3))
 own_run = FineTune(data=str(folder / "mine.csv"), base="encoder", epochs=2)
 own_report = finetune(own_run, folder / "model", progress=lambda line: None)
 (answer,) = load_tuned(folder / "model").predict(["A film that nobody needs."])
@@ -979,18 +1024,18 @@ Markdown(
     f"{answer.probability:.0%}. "
     + (
         "Right, which says little about the next one."
-        if answer.label == "damns"
-        else "Wrong: no word of it damns, and what it says between the words is what a model of this size sees last."
+        if answer.label == "negative"
+        else "Wrong: no single word of it is negative, and a model of this size hardly reads between the words."
     )
 )
 
 # %% [markdown] name="sequence-to-sequence"
 # ## 7 The same loop, text to text
 #
-# A class can be written as a word. T5 (arXiv:1910.10683) does all tasks so: a source text goes in, a target text comes out, and one
-# loss serves them all. An encoder-decoder that starts from nothing would have to learn to read first; here both sides start from the
-# course's encoder (arXiv:1907.12461), and only what looks from one side to the other is new. The collator makes `labels` and what
-# the decoder reads, one step behind; the loop is `train` of chapter 2.
+# A class can be written as a word. T5 (arXiv:1910.10683) does all tasks so: one text goes in, another comes out, and one loss serves
+# them all. An encoder-decoder that starts from random weights would have to learn to read first; here both sides start from the
+# course's encoder (arXiv:1907.12461), and only the attention from one side to the other is new. The collator makes `labels` and what
+# the decoder reads, which is one token behind; the loop is `train` of chapter 2.
 
 
 # %% name="build-encoder-decoder"
@@ -1065,7 +1110,7 @@ display(
         plots.draw_curves(
             {"training": (range(1, n_steps + 1), curve_of_pairs)},
             xlabel="step",
-            ylabel="nats a target token",
+            ylabel="loss, nats per target",
             kinds=None,
         ),
         alt="Training loss of the encoder-decoder, step by step.",
@@ -1079,15 +1124,17 @@ Markdown(
 )
 
 # %% [markdown] name="text-to-text-cost"
-# The word takes more than the class: a second stack of layers, and a way from one side to the other that has to be learned from the same
+# The word takes more than the class: a second stack of layers, and a way from one side to the other that has to be learned
+# from the same
 # 300 sentences. Where it pays is with many tasks, since a word needs no head of its own: the rest of this chapter has six of them in one
 # model, without an encoder.
 
 # %% [markdown] name="instructions"
 # ## 8 Instructions: what is read, what is learned
 #
-# The course's decoder continues reviews. It does not answer: ask it for a positive review, and it goes on with whatever reviews go on
-# with. Instruction tuning shows it pairs of a request and an answer, in a fixed form. The same template is filled in when it is used.
+# The course's decoder continues reviews. It does not answer: ask it for a positive review, and it goes on as reviews go on.
+# Instruction tuning shows it pairs of a request and an answer, in a fixed form, the *template*. The same template is filled
+# in when the model is used.
 
 # %% name="show-template"
 follower_examples = [
@@ -1099,9 +1146,9 @@ assert all(parse(render(one)) == one for one in follower_examples)
 Markdown("\n\n".join(f"```\n{render(one)}\n```" for one in follower_examples))
 
 # %% [markdown] name="template-remark"
-# These three are the kind of request that such courses show. They are here for their form, which `parse` reads back without loss. **A
-# small model that has read film reviews can do none of them**, and no fine-tuning on three examples changes that: it knows no French, has
-# seen no code, and nothing in this chapter will pretend otherwise. What it can learn is to do with *reviews* what it is told.
+# These three are the kind of request that is often shown. They are here for their form, which `parse` reads back without
+# loss. **A small model that has read film reviews can do none of them**, and no fine-tuning on three examples changes that:
+# it knows no French and has seen no code. What it can learn is to do with *reviews* what it is told.
 #
 # **What carries loss?** The model reads the whole row, and is trained on a part of it.
 
@@ -1122,9 +1169,9 @@ plots.show(
 )  # fmt: skip
 
 # %% [markdown] name="chat-remark"
-# **Several turns.** A conversation is the same template, repeated: every answer of the assistant carries loss, with the end of text behind
-# it, and all that others said is read only. Chat models ship such a form of their own, a *chat template*, and understand no other: who
-# fine-tunes one has to use it to the letter.
+# **Several turns.** A conversation is the same template, repeated: every answer of the assistant carries loss, with the end
+# of text behind it, and all that others said is read only. Chat models ship such a form of their own, a *chat template*, and
+# understand no other: who fine-tunes one has to use it to the letter.
 
 # %% name="draw-chat-mask"
 chat = encode_chat(
@@ -1142,10 +1189,12 @@ plots.show(
 )
 
 # %% [markdown] name="loss-on-question"
-# The prompt could be learned too: it is text. **Predict.** Two decoders are tuned for the same number of steps on the same examples,
-# one with loss on the answer alone, the other on everything. Which of them predicts *answers* better afterwards?
+# The prompt could be learned too: it is text.
+#
+# **Predict.** Two decoders are tuned for the same number of steps on the same examples, one with loss on the answer alone,
+# the other on everything. Which of them predicts *answers* better afterwards?
 
-# %% name="predict-loss-on"
+# %% name="predict-loss-on" jupyter={"source_hidden": true}
 loss_guess = guess("Better at answers is the one trained on", ["the answer alone", "everything", "no difference"])
 display(loss_guess)
 
@@ -1173,7 +1222,7 @@ for learn in ("response", "all"):
     short_runs[learn] = [row.loss for row in tqdm(steps, total=STEPS, desc=f"loss on {learn}")]
     on_answers[f"loss on {learn}"] = held_out_loss(followers[learn], dev_answers)
 table(
-    ["decoder", "nats per token of the answers to dev prompts"],
+    ["decoder", "loss on answers to dev prompts, nats per target"],
     [[name, f"{loss:.3f}"] for name, loss in on_answers.items()],
 )
 
@@ -1182,7 +1231,7 @@ gap = on_answers["loss on all"] - on_answers["loss on response"]
 prompts_share = np.mean([1 - np.mean(e.completion_mask) for e in answer_rows])
 compare(
     loss_guess,
-    f"On answers, everything less answer alone: {gap:+.3f} nats per token after {STEPS} steps each. On average {prompts_share:.0%} of a row is prompt: "
+    f"On answers, everything less answer alone: {gap:+.3f} nats per target after {STEPS} steps each. On average {prompts_share:.0%} of a row is prompt: "
     "with loss on everything most of each step goes into predicting requests, which nobody will ask the model to write. How much it matters "
     "depends on that share: where prompts are short and answers long, it hardly does (arXiv:2401.13586 finds cases where the prompt's loss even helps).",
     "no difference" if abs(gap) < 0.02 else "the answer alone" if gap > 0 else "everything",
@@ -1191,21 +1240,22 @@ compare(
 # %% [markdown] name="following"
 # ## 9 Does it do what it is told?
 #
-# Six tasks, made of real reviews, whose answers can be checked: write a positive review, write a negative one, classify, begin with given
-# words, go on in one sentence, repeat. Each is asked for in many wordings, and every fifth wording is kept for the test. A seventh is
-# in no training example at all: *write a positive (or a negative) review that begins with these words*, two requests at once.
+# Six tasks, made of real reviews, have answers that can be checked: write a positive review, write a negative one, classify,
+# begin with given words, go on in one sentence, repeat. Each is asked for in many wordings, and every fifth wording is kept
+# for the test. A seventh is in no training example at all: *write a positive (or a negative) review that begins with these
+# words*, two requests at once.
 #
-# The shipped adapter was tuned in two stages. In the first it learned from real reviews. They are a poor teacher of *write a positive
-# review*: half of them say little, and the model copies what it has read often. So in the second stage it wrote thousands of reviews
-# itself, a bag of words kept those that clearly are what was asked for, those with a run of eight copied words were thrown away, and it
-# learned from the rest (rejection sampling, arXiv:2308.01825). Methods that learn from people's preferences go on from here
-# (arXiv:2203.02155, arXiv:2305.18290); this course stops before them.
+# The shipped adapter was tuned in two stages. In the first it learned from real reviews. They are a poor teacher of *write a
+# positive review*: half of them say little, and the model copies what it has read often. So in the second stage it wrote
+# thousands of reviews itself, a bag of words kept those that clearly are what was asked for, those with a run of eight
+# copied words were thrown away, and it learned from the rest (rejection sampling, arXiv:2308.01825). Methods that learn from
+# people's preferences go on from here (arXiv:2203.02155, arXiv:2305.18290); this course stops before them.
 #
 # Two kinds of judge: **rules** (does it begin with these words? is it one sentence? is the answer one of the two words?), and for the
 # sentiment **a classifier**, MiniLM with an adapter, tuned on reviews that were kept for it from the start: no model of this course
 # has read them. It errs too, and its error is a part of every figure below.
 
-# %% name="judge-the-judge"
+# %% name="judge-the-judge" jupyter={"source_hidden": true}
 judge = load_judge()
 tests = SENTENCES["test"]
 judged_right = judge.is_right(texts_of(tests), labels_of(tests))
@@ -1229,17 +1279,17 @@ table(
 
 # %% [markdown] name="following-question"
 # The record below holds 100 prompts of each task, in wordings that no model has been tuned on, about test reviews. No sentence that is
-# written or asked about there stands in a training review. Reviews and sequels are drawn at random; where the prompt settles the answer, or
+# asked about there stands in a training review. Reviews and continuations are drawn at random; where the prompt settles the answer, or
 # how it begins, the model gives its likeliest tokens.
 #
 # **Predict.** Before tuning, the decoder is asked for a positive or a negative review, half each. In what share of cases does it write
 # what it was asked for?
 
-# %% name="predict-following"
+# %% name="predict-following" jupyter={"source_hidden": true}
 before_guess = guess_number("As asked before tuning", low=0, high=100, step=1, unit="%")
 display(before_guess)
 
-# %% name="draw-following"
+# %% name="draw-following" jupyter={"source_hidden": true}
 follow_record = Record(RECORDS_FOLDER / "following.jsonl")
 asked_for = {
     "positive": "as asked",
@@ -1274,7 +1324,7 @@ plots.show(
             title: {shown_as: share_of(when, task) for when, shown_as in STAGES.items()}
             for task, title in TASK_NAMES.items()
         },
-        xlabel="share of prompts, %, with 95 % intervals",
+        xlabel="share of prompts answered as asked, %, with 95 % confidence intervals",
         number="{:.0f}",
     ),
     alt="For each task the share of prompts answered as asked, before tuning and after each stage, with intervals.",
@@ -1310,7 +1360,7 @@ display(
 )
 compare(
     before_guess,
-    f"{asked_before:.0f} %: it does not hear the request, so it is right by luck. After tuning {asked_after['positive'][0]:.0f} % of the reviews that "
+    f"{asked_before:.0f} %: it does not follow the request, so it is right by luck. After tuning {asked_after['positive'][0]:.0f} % of the reviews that "
     f"were to be positive are judged so, and {asked_after['negative'][0]:.0f} % of the others. The judge agrees with the model more often than with "
     "people: what a small model writes on demand is plain praise or plain complaint, and people's sentences often are neither. "
     f"Of its runs of eight words {facts['after', 'copied']:.1%} stand in the text of tuning, of people's {facts['after', 'copied by people']:.1%}: "
@@ -1324,8 +1374,8 @@ compare(
 )
 
 # %% [markdown] name="held-out-task"
-# **Two requests at once.** The task that no model has been tuned on has a catch: words from a positive review lead to a positive one, request
-# or not. So the same words were given with the opposite request too. If the request is heard, the sentiment follows it.
+# **Two requests at once.** The task that no model has been tuned on has a catch: words from a positive review lead to a positive one,
+# request or not. So the same words were given with the opposite request too. If the request counts, the sentiment follows it.
 
 
 # %% name="read-held-out-task" jupyter={"source_hidden": true}
@@ -1355,16 +1405,15 @@ heard = proportion_interval(round(200 * against), 200)
 Markdown(
     f"With words that lead the other way, {heard:.0%} of the answers still have the sentiment that was asked for. "
     + (
-        "The request is heard: two habits learned apart are used together. "
+        "The request counts: two tasks that were learned apart are done together. "
         if heard.low > 0.5
-        else "That is not more than chance: the words decide, and the request is hardly heard. "
+        else "That is not more than chance: the words decide, and the request hardly counts. "
     )
-    + "A request of another kind would be answered with one of the six."
 )
 
 # %% [markdown] name="live-following"
-# **Live.** The same on your machine, with fewer prompts (so look at the intervals): the decoder, the short run of section 8, and the shipped
-# adapter (two hours of tuning, `course record following`). Then a few of the answers, to read.
+# **Live.** The same on your machine, with few prompts, so look at the intervals: the decoder, the short run of section 8,
+# and the shipped adapter (`course record following` makes it again). Then a few of the answers, to read.
 
 # %% name="run-following"
 DECODERS = {
@@ -1406,8 +1455,8 @@ table(
 )
 
 # %% [markdown] name="read-answers-remark"
-# Read them as a reader, not as a judge. The tone is mostly right, the grammar holds for a while, and there is no film behind the sentences.
-# A judge of sentiment does not see that, and a figure of 90 % says nothing about it: **what is measured is what was asked for, and no more.**
+# Read them as a reader. Is the tone right? How long does the grammar hold? Is there a film behind the sentences? A judge of sentiment
+# sees none of that, and a high share above says nothing about it: **what is measured is what was asked for, and no more.**
 
 # %% [markdown] name="generation"
 # ## 10 From scores to words
@@ -1415,8 +1464,9 @@ table(
 # At each step the model gives every token of its vocabulary a probability, and one is drawn. Temperature sharpens or flattens the
 # distribution before that; top-k and top-p cut its tail.
 #
-# **Move.** Find settings at which the tuned decoder always writes the same review, and settings at which it no longer keeps to the
-# request. Watch the entropy, and how many tokens may still come.
+# **Move.** Lower the temperature until *another draw* always writes the same review; then raise it until the decoder no
+# longer keeps to the request. What happens to the entropy, and to the number of tokens that may still come? Can top-p bring
+# the request back?
 
 # %% name="explore-generation"
 follower = DECODERS["shipped adapter"]
@@ -1429,11 +1479,32 @@ GENERATION_PROMPTS = {
 generation_box = generation_explorer(follower, tokenizer, GENERATION_PROMPTS)
 display(generation_box)
 
+# %% name="generation-answer" jupyter={"source_hidden": true}
+generation_bench = GenerationBench(follower, tokenizer, {"positive": GENERATION_PROMPTS["write a positive review"]})
+rows = []
+for temperature, top_p in ((0.0, 1.0), (0.7, 1.0), (1.0, 1.0), (2.0, 1.0), (2.0, 0.5)):
+    draws = [generation_bench.compute("positive", 0, temperature, top_p=top_p, seed=seed) for seed in range(2)]
+    same = draws[0].continuation == draws[1].continuation
+    rows.append(
+        [
+            f"{temperature:g}",
+            f"{top_p:g}",
+            f"{draws[0].entropy:.1f}",
+            f"{draws[0].n_possible:,}",
+            "the same" if same else "different",
+        ]
+    )
+settings_tried = table(["temperature", "top-p", "entropy, bits", "first tokens that may come", "two draws are"], rows)
+Markdown(
+    f"<details><summary>Moved it? Compare</summary>\n\nThe first token of a positive review:\n\n{settings_tried.data}\n\n"
+    "A high temperature gives the long tail of unlikely tokens a real share, and a single one of them can lead the text away. Top-p "
+    "takes a part of that tail off again.\n\n</details>"
+)
+
 # %% [markdown] name="exercises"
 # ## Exercises
 #
-# Four pieces of this chapter to write. Each check runs yours on real and on nasty input, and says what is wrong in words; it hands your
-# function back if it is right, and the library's otherwise, so that you can go on either way.
+# Four parts of this chapter to write. The checks work as in chapter 1: they say what is wrong, and you can go on either way.
 
 # %% [markdown] name="exercise-collate" tags=["exercise"]
 # ### Exercise 1: a collator for classification
@@ -1495,9 +1566,9 @@ response_labels = checks.response_labels(my_labels)
 # %% [markdown] name="exercise-f1" tags=["exercise"]
 # ### Exercise 3: macro F1
 #
-# For each class, precision is the share of the answers of this class that are right, recall the share of its texts that are found, and F1 their
-# harmonic mean. Macro F1 is the mean of F1 over *all* `n_classes` classes; one that never occurs and is never given counts as 0. `labels` and `given` are
-# arrays of whole numbers.
+# For each class, precision is the share of the answers of this class that are right, recall the share of its texts that are
+# found, and F1 their harmonic mean. Macro F1 is the mean of F1 over *all* `n_classes` classes; one that never occurs and is
+# never given counts as 0. `labels` and `given` are arrays of whole numbers.
 #
 # <details><summary>Hint 1</summary>
 
@@ -1525,10 +1596,11 @@ own_macro_f1 = checks.macro_f1(my_macro_f1)
 # %% [markdown] name="exercise-split" tags=["exercise"]
 # ### Exercise 4: a split that does not leak
 #
-# Return a list with one bool for each text: True where it belongs to the test. About `test_share` of the distinct texts are to be test. Texts that a
-# reader would call the same (capitals, spaces, Unicode forms) go to one side, and where a text goes depends on nothing but itself: not on its
-# place, not on the other texts, not on the run of Python. (The texts of `reviews_of("train")` are on one side of the bare hash already, since
-# that is how the corpus was split. To split them once more, hash them together with a word of your own.)
+# Return a list with one bool for each text: True where it belongs to the test. About `test_share` of the distinct texts are
+# to be test. Texts that a reader would call the same (capitals, spaces, Unicode forms) go to one side, and where a text goes
+# depends on nothing but itself: not on its place, not on the other texts, not on the run of Python. (The texts of
+# `reviews_of("train")` are on one side of the bare hash already, since that is how the corpus was split. To split them once
+# more, hash them together with a word of your own.)
 #
 # <details><summary>Hint 1</summary>
 
@@ -1550,9 +1622,9 @@ def my_split(texts, test_share):
 leak_free_split = checks.leak_free_split(my_split)
 
 # %% [markdown] name="yours-at-work"
-# **At work.** What the checks gave back, on this chapter's own texts.
+# **In use.** What the checks gave back, on this chapter's own texts.
 
-# %% name="use-your-own"
+# %% name="use-your-own" jupyter={"source_hidden": true}
 sides = leak_free_split(texts_of(SENTENCES["train"]), 0.2)
 batch = collate_reviews(
     [
@@ -1584,8 +1656,9 @@ table(
 # %% [markdown] name="clinic"
 # ## Bug clinic
 #
-# Eight pieces of code that look right and run, each with a classic mistake. Do not look for it by reading: run the experiment below the
-# code, decide from the numbers what must be wrong, then unfold the diagnosis. The patients are the course's own models, on real reviews.
+# Eight more patients: code that looks right and runs, each with a classic mistake. As in chapter 1, run the experiment
+# first, decide from its numbers what must be wrong, then unfold the diagnosis. The models are the course's own, on real
+# reviews.
 
 # %% name="clinic-models" tags=["clinic"] jupyter={"source_hidden": true}
 decoder = load_checkpoint("decoder")
@@ -1622,9 +1695,9 @@ Markdown(f"{tests_known(patient_split):.0%} of the test texts are known from tra
 # %% [markdown] name="clinic-split-diagnosis"
 # <details><summary>Diagnosis</summary>
 #
-# Shuffling rows does not help a text that has two rows: one of them goes left, the other right. The score will be a mixture of knowledge
-# and memory (section 1). Let the normalised text decide. (The cure hashes it together with a word of its own: the corpus's split has read the bare
-# hash already, and all texts here are from one side of it.)
+# Shuffling rows does not help a text that has two rows: one of them goes left, the other right. The score will be a mixture
+# of knowledge and memory (section 1). Let the normalised text decide. (The cure hashes it together with a word of its own:
+# the corpus's split has read the bare hash already, and all texts here are from one side of it.)
 # </details>
 
 # %% name="clinic-split-cure" tags=["clinic"]
@@ -1668,8 +1741,8 @@ Markdown(f"The run reports {reported_loss:.2f} nats per token at its end. Its an
 # %% [markdown] name="clinic-padding-diagnosis"
 # <details><summary>Diagnosis</summary>
 #
-# Most of the targets are padding, which is easy to predict, and prompt. The reported loss is an average over things that nobody wants to know,
-# and falls beautifully. Padding must carry -100 in the labels, whatever its id is, and here the prompt too.
+# Most of the targets are padding, which is easy to predict, and prompt. The reported loss is an average over tokens that nobody needs,
+# and falls nicely. Padding must carry -100 in the labels, whatever its id is, and here the prompt too.
 # </details>
 
 # %% name="clinic-padding-cure" tags=["clinic"]
@@ -1710,8 +1783,9 @@ Markdown(
 # %% [markdown] name="clinic-shift-diagnosis"
 # <details><summary>Diagnosis</summary>
 #
-# Moved here, and moved again inside: each position is asked for the token after the next. Tuned like this, a model learns to leave out every
-# second word. Who moves the labels is a matter of convention, and it must be done once: in the world of Hugging Face by the model.
+# Moved here, and moved again inside: each position is asked for the token after the next. Tuned like this, a model learns to
+# leave out every second token. Who moves the labels is a convention, and it must be done once: in the libraries of Hugging
+# Face by the model.
 # </details>
 
 # %% name="clinic-shift-cure" tags=["clinic"]
@@ -1789,8 +1863,9 @@ Markdown(f"In a batch, {same_as_alone(patient_next_tokens):.0%} of the prompts g
 # %% [markdown] name="clinic-side-diagnosis"
 # <details><summary>Diagnosis</summary>
 #
-# The last position of a short prompt is padding, and the model is asked what follows *that*. To train and to classify, padding may
-# stand on the right; to generate it must stand on the left, unseen and without a place in the count of positions: <code>generate</code> does that.
+# The last position of a short prompt is padding, and the model is asked what follows *that*. To train and to classify,
+# padding may stand on the right; to generate it must stand on the left, unseen and without a place in the count of
+# positions: <code>generate</code> does that.
 # </details>
 
 # %% name="clinic-side-cure" tags=["clinic"]
@@ -1844,8 +1919,8 @@ Markdown(
 # %% [markdown] name="clinic-epoch-diagnosis"
 # <details><summary>Diagnosis</summary>
 #
-# The best of thirty on fifty sentences is mostly the luckiest. It is the same with the best epoch, the best rate, the best prompt: whoever
-# chooses on the test reports the luck. Choose on dev sentences, and look at the test once.
+# The best of thirty on fifty sentences is mostly the luckiest. It is the same with the best epoch, the best rate, the best
+# prompt: whoever chooses on the test reports the luck. Choose on dev sentences, and look at the test once.
 # </details>
 
 # %% name="clinic-epoch-cure" tags=["clinic"]
@@ -1882,10 +1957,10 @@ Markdown("A bag of words scores {:.1%}, and a model that praises everything {:.1
 # %% [markdown] name="clinic-unbalanced-diagnosis"
 # <details><summary>Diagnosis</summary>
 #
-# Accuracy asks how often, not whether anything was learned: whoever never finds a complaint wins. Ask of each class what share of its texts is
-# found, and average these: praising everything then scores one half. (Macro F1 depends on precision too, and with this few complaints it
-# may still prefer the model that finds none: try `two_models(lambda wanted, answers: macro_f1(wanted, answers, 2))`.) The confusion table
-# shows the empty column.
+# Accuracy asks how often, not whether anything was learned: whoever never finds a complaint wins. Ask of each class what
+# share of its texts is found, and average these: praising everything then scores one half. (Macro F1 depends on precision
+# too, and with this few complaints it may still prefer the model that finds none: try `two_models(lambda wanted, answers:
+# macro_f1(wanted, answers, 2))`.) The confusion table shows the empty column.
 # </details>
 
 # %% name="clinic-unbalanced-cure" tags=["clinic"]
@@ -1898,7 +1973,7 @@ def cured_score(wanted, answers):
 # %% [markdown] name="clinic-collapse-story"
 # ### Patient 8: a second task
 #
-# “LoRA trains few numbers, so it bears a high rate.”
+# “LoRA trains few parameters, so it tolerates a high learning rate.”
 
 # %% name="clinic-collapse" tags=["clinic"]
 PATIENT_RATE, CURED_RATE = 3e-2, 2e-3
@@ -1906,7 +1981,7 @@ PATIENT_RATE, CURED_RATE = 3e-2, 2e-3
 
 @cache
 def share_of_praise(rate, n_seeds=2):
-    """The share of dev sentences that is called praise after fine-tuning at this rate, and the accuracy, on several samples."""
+    """The share of dev sentences that is called positive after fine-tuning at this rate, and the accuracy, on several samples."""
     shares = []
     for seed in range(n_seeds):
         part = labelled_sample(SENTENCES["train"], 60, seed=seed)
@@ -1927,18 +2002,18 @@ def share_of_praise(rate, n_seeds=2):
 # %% name="clinic-collapse-experiment"
 display(
     table(
-        ["sample", "called praise", "right"],
+        ["sample", "called positive", "right"],
         [[n + 1, f"{share:.0%}", f"{right:.0%}"] for n, (share, right) in enumerate(share_of_praise(PATIENT_RATE))],
     )
 )
-Markdown(f"Of these dev sentences {labels_of(SENTENCES['dev']).mean():.0%} praise.")
+Markdown(f"Of these dev sentences {labels_of(SENTENCES['dev']).mean():.0%} are positive.")
 
 # %% [markdown] name="clinic-collapse-diagnosis"
 # <details><summary>Diagnosis</summary>
 #
-# It gives nearly the same answer to everything. A step too large has driven the features to where all texts look alike, and no gradient leads back.
-# An accuracy near one half does not show it; the share of each answer does. Look at more than one sample: at the border of what a
-# model bears, some collapse and some do not, and the mean of both describes neither.
+# It gives nearly the same answer to everything. A step too large has driven the features to where all texts look alike, and
+# no gradient leads back. An accuracy near one half does not show it; the share of each answer does. Look at more than one
+# sample: near the largest rate that works, some runs collapse and some do not, and the mean of both describes neither.
 # </details>
 
 # %% name="clinic-collapse-cure" tags=["clinic"]
@@ -1969,16 +2044,17 @@ cases = [
     ["points promised and not kept", *(f"{promised_and_kept(f):+.1f}" for f in (patient_report, cured_report))],
     ["score of praising everything", *(f"{two_models(f)[1]:.2f}" for f in (patient_score, cured_score))],
     [
-        "called praise and right, for each sample",
+        "called positive, and right, for each sample",
         *(praise_and_right(rate) for rate in (PATIENT_RATE, CURED_RATE)),
     ],
 ]
-table(["what was measured", "patient", "cured"], cases)
+after_table = table(["experiment", "patient", "cure"], cases)
+Markdown(f"<details><summary>Patients and cures</summary>\n\n{after_table.data}\n\n</details>")
 
 # %% [markdown] name="claims"
 # ## What is usually said
 #
-# “The source” is the text that this course grew out of; its curves were drawn, not measured. The verdicts are computed from the figures
+# The source is the text that this course grew out of; its curves were drawn, not measured. The verdicts are computed from the figures
 # above.
 
 # %% name="claims-table" jupyter={"source_hidden": true}
@@ -2041,20 +2117,20 @@ claims = [
     [
         "Loss on the answer alone is better.",
         "done",
-        f"{gap:+.3f} nats per token of answers without it",
+        f"{gap:+.3f} nats per target on answers without it",
         "holds here" if gap > 0.02 else "no difference here",
     ],
     [
         "A fine-tuned model follows instructions.",
         "three examples",
         f"positive {asked_after['positive'][0]:.0f} %, negative {asked_after['negative'][0]:.0f} % as asked, before {asked_before:.0f} %",
-        "the requests that it was tuned on, in other words too; no others",
+        "measured for the requests that it was tuned on, in other words too",
     ],
 ]
 table(["usually said", "the source", "measured here", "verdict"], claims)
 
 # %% [markdown] name="summary"
-# ## What to remember
+# ## What to take along
 #
 # - Before the model: which texts are the same text, and which side are they on? A split by a hash of the normalised text answers once and
 #   for all.
@@ -2063,25 +2139,39 @@ table(["usually said", "the source", "measured here", "verdict"], claims)
 # - A head, a pooling, a rate, fitting the head first: advice has conditions. Each can be measured in seconds, and one sample settles none.
 # - Text without labels is cheap: whether it pays to let a model read it first can be measured.
 # - Choose on dev texts, look at the test once. Report an interval, and compare two models on the texts on which they disagree.
-# - Confidence is not knowledge. Read the answers that it was most sure of and wrong.
+# - Confidence is no frequency until somebody has counted. Read the answers that the model was most sure of and wrong.
 # - Fine-tuning forgets. A strategy that keeps the base can be switched off.
 # - A model that follows instructions has learned a form, and to do what it was shown. Measure the request, on wordings that it has not seen, by
 #   a judge that shares no text with it, and state the judge's own error.
 #
-# **Where it leads.** Chapter 5 makes all of this cheaper: lower precision, less memory, several processes.
+# Everything so far ran in one process, on models that fit into memory with ease. What can be saved in time and memory,
+# and does the result stay the same? That is the next chapter.
 #
-# ## References
+# ## Sources
 #
-# - Duplicates in training text: Lee et al., arXiv:2107.06499. The reviews: Maas et al. 2011; Pang and Lee, arXiv:cs/0506075.
-# - MiniLM: Wang et al., arXiv:2002.10957; made to compare sentences: Reimers and Gurevych, arXiv:1908.10084.
-# - Head first, then the rest: Kumar et al., arXiv:2202.10054. LoRA: Hu et al., arXiv:2106.09685. Reading on: Gururangan et al.,
-#   arXiv:2004.10964.
-# - Calibration and ECE: Guo et al., arXiv:1706.04599. Integrated gradients: Sundararajan et al., arXiv:1703.01365.
-# - Text to text: Raffel et al., arXiv:1910.10683. Warm-started encoder-decoders: Rothe et al., arXiv:1907.12461.
-# - Instruction tuning: Wei et al., arXiv:2109.01652; Sanh et al., arXiv:2110.08207; the template: Taori et al. 2023. Loss on instructions:
-#   Huerta-Enochian and Ko, arXiv:2401.13586. Nucleus sampling: Holtzman et al., arXiv:1904.09751.
+# - Lee et al. 2021, duplicates in training text, [arXiv:2107.06499](https://arxiv.org/abs/2107.06499)
+# - Maas et al. 2011, *Learning word vectors for sentiment analysis* (the IMDB reviews); Pang and Lee 2005,
+#   [arXiv:cs/0506075](https://arxiv.org/abs/cs/0506075) (the Rotten Tomatoes sentences)
+# - Wang et al. 2020, MiniLM, [arXiv:2002.10957](https://arxiv.org/abs/2002.10957); Reimers and Gurevych 2019, Sentence-BERT,
+#   [arXiv:1908.10084](https://arxiv.org/abs/1908.10084)
+# - Kumar et al. 2022, the head first, then the rest, [arXiv:2202.10054](https://arxiv.org/abs/2202.10054); Hu et al. 2021, LoRA,
+#   [arXiv:2106.09685](https://arxiv.org/abs/2106.09685); Gururangan et al. 2020, pre-training on the task's own texts,
+#   [arXiv:2004.10964](https://arxiv.org/abs/2004.10964)
+# - Guo et al. 2017, calibration and ECE, [arXiv:1706.04599](https://arxiv.org/abs/1706.04599); Sundararajan et al. 2017, integrated
+#   gradients, [arXiv:1703.01365](https://arxiv.org/abs/1703.01365)
+# - Raffel et al. 2019, T5, [arXiv:1910.10683](https://arxiv.org/abs/1910.10683); Rothe et al. 2019, warm-started encoder-decoders,
+#   [arXiv:1907.12461](https://arxiv.org/abs/1907.12461)
+# - Wei et al. 2021, instruction tuning, [arXiv:2109.01652](https://arxiv.org/abs/2109.01652); Sanh et al. 2021, T0,
+#   [arXiv:2110.08207](https://arxiv.org/abs/2110.08207); Taori et al. 2023, *Stanford Alpaca* (the template); Huerta-Enochian and Ko 2024,
+#   loss on instructions, [arXiv:2401.13586](https://arxiv.org/abs/2401.13586)
+# - Yuan et al. 2023, rejection sampling, [arXiv:2308.01825](https://arxiv.org/abs/2308.01825); Ouyang et al. 2022, learning from
+#   preferences, [arXiv:2203.02155](https://arxiv.org/abs/2203.02155); Rafailov et al. 2023, DPO,
+#   [arXiv:2305.18290](https://arxiv.org/abs/2305.18290)
+# - Holtzman et al. 2019, nucleus sampling (top-p), [arXiv:1904.09751](https://arxiv.org/abs/1904.09751)
 #
 # In the library: `course_lib/finetuning/`, and `course_lib/evaluation/` for all that judges.
+#
+# **Next:** [05 Efficient training](05_efficient_training.ipynb)
 
 # %% name="sweep-controls" tags=["remove-cell"] jupyter={"source_hidden": true}
 for box in (threshold_box, generation_box):
