@@ -7,27 +7,29 @@
 # %% [markdown] name="title"
 # # 05 Efficient training
 #
-# **Half the memory, three times the speed, four devices for the work of four.** Such figures stand in every guide to training large
-# models. They were true of some model, in some shape, on some machine. This chapter measures them on yours: bytes are counted, what is timed takes
+# **Half the memory, three times the speed, four devices that do the work of four: when is that true?** Chapters 1 to 4
+# trained in one process, on models that fit. Guides to training larger ones promise such figures. They were true of some
+# model, in some shape, on some machine. This chapter measures them on yours: bytes are counted, whatever is timed takes
 # turns with what it is compared with, and the parallel part is done by real processes that talk to each other.
 #
 # You will
 #
 # - measure where a coarser number format pays, and where it does not;
-# - look at the gradients of a real step through a microscope, and choose the scale at which fp16 can hold them;
-# - cut a batch into pieces without changing the result, and see what the usual way of doing it changes;
+# - look at the gradients of a real step close up, and choose the scale at which fp16 can hold them;
+# - cut a batch into micro-batches without changing the result, and see what a common way of doing it changes;
 # - trade time for memory by computing things twice;
 # - start two processes from this notebook that train one model, prove that they train the same one, and count what each holds and sends;
 # - plan the training of models that will never fit this machine, with a planner that has been checked on those that do;
 # - kill one of the processes, and see what is lost.
 #
-# **How to read it.** Run the cells in order with Shift+Enter, or all of them with *Run → Run All Cells*, which takes a few
-# minutes. Where it says *Predict*, commit to a guess before you run the next cell. Every measured number comes from the cell above it,
-# on your machine: timings on a laptop that does other things beside come out otherwise each time, and bytes do not.
+# **How to read it.** As [00 Start here](00_start_here.ipynb) explains. Timings on a machine that does other things as well
+# differ from run to run; counted bytes do not. Sections 5 and 7 start processes that talk to each other on this machine
+# alone, and section 7 kills one.
 #
-# **If you build compilers:** these are the optimisation passes. The program computes the same function, so each pass is checked against
-# the unoptimised one: to the bit where it only moves work, to rounding where it changes the order of sums. The analogy breaks at
-# precision: no compiler may round your integers, and here half of the chapter is about when one may.
+# **If you build compilers:** these are the optimisation passes. The program computes the same function, so each pass is
+# checked against the unoptimised one: to the bit where it only moves work, to rounding where it changes the order of sums.
+# The analogy breaks at precision: no compiler may round your integers, and sections 1 and 2 are about when rounding is
+# allowed.
 
 # %% name="progress" jupyter={"source_hidden": true}
 from course_lib.lab import progress
@@ -41,20 +43,23 @@ progress("05")
 #   narrow range. **Subnormal**: below the smallest number that has full precision, where digits get lost one by one.
 # - **Autocast**, or mixed precision: weights stay fp32, matrix products are computed in a shorter format.
 # - **Kept for the backward pass**: what the forward pass stores so that gradients can be computed (activations).
-# - **Accumulation**: several micro-batches add up to the gradient of one step. **Activation checkpointing**: keep only what enters each
-#   block and compute the block again on the way back. (A *checkpoint of a run* is something else: a file.)
-# - **Rank**: one of the processes that train together. **torchrun**: starts them, and starts them again after one has died.
+# - **Step**: one change of the weights. **Micro-batch**: a part of a step's batch that fits into memory. **Accumulation**: the gradients
+#   of several micro-batches add up to that of one step. **Target**: a token that the model is asked for; the loss is in nats per target.
+# - **Activation checkpointing**: keep only what enters each block and compute the block again on the way back. (A *checkpoint of a run*
+#   is something else: a file.)
+# - **Rank**: one of the processes that train together (LoRA's rank, in chapter 3, is something else). **torchrun**: starts them, and
+#   starts them again after one has died.
 #   **gloo, nccl**: what they talk by, on CPUs and on GPUs. **Loopback**: the network by which a machine talks to itself.
 # - **DDP**, distributed data parallel: every rank holds the model and reads other rows. **FSDP**, fully sharded: every rank holds a part
 #   of every weight, gradient and moment, and borrows the rest for the time of a block (FSDP2 is PyTorch's second way of doing it).
-# - **Optimiser state**: AdamW keeps two moments for each number that it trains.
-# - **The source**: the text that this course grew out of. **Names in the code** end in their axes:
+# - **Optimiser state**: AdamW keeps two moments for each parameter that it trains.
+# - **MiB, GiB**: 2²⁰ and 2³⁰ bytes. **The source**: the text that this course grew out of. **Names in the code** end in their axes:
 #   `ids_BT` has a row for each text of the batch (B) and a column for each position (T).
 #
 # Every term of the course: [the glossary](../docs/glossary.md).
 # </details>
 
-# %% name="setup" tags=["setup"]
+# %% name="setup" tags=["setup"] jupyter={"source_hidden": true}
 import contextlib
 import copy
 import math
@@ -109,20 +114,21 @@ packed = training_rows(ROW, documents=2000)
 dataset = PretrainingDataset(packed, vocabulary, "causal", batch_size=8)
 decoder = load_checkpoint("decoder").to(device).train()
 Markdown(
-    f"The text is film reviews, {packed.ids_NT.numel():,} tokens in rows of {ROW}; the model of most experiments is the course's own "
-    f"decoder of chapter 2, {decoder.n_parameters():,} parameters in {decoder.config.n_layers} layers, {decoder.config.d_model} wide."
+    f"The text is film reviews, {packed.ids_NT.numel():,} tokens in rows of {ROW}. The model of most experiments is the decoder "
+    f"of chapter 2: {decoder.n_parameters():,} parameters in {decoder.config.n_layers} layers, {decoder.config.d_model} wide."
 )
 
 # %% [markdown] name="precision"
 # ## 1 Where a shorter format pays
 #
-# In mixed precision the weights stay in fp32, and matrix products read copies in 16 bits. bf16 has the range of fp32, so nothing else need
-# change. *Half the memory, two to three times the speed*, it is said. Half of which memory, and at what size of model?
+# In mixed precision the weights stay in fp32, and matrix products read copies in 16 bits. bf16 has the range of fp32, so
+# nothing else need change. *Half the memory, two to three times the speed*, it is said. Half of which memory, and at what
+# size of model?
 #
-# **Predict.** One training step of a masked encoder of two layers, on the same 8 rows, in fp32 and in bf16. How many times as fast is bf16
-# at a width of 1,024?
+# **Predict.** One training step of a masked encoder of two layers, on the same 8 rows, in fp32 and in bf16. How many times
+# as fast is bf16 at a width of 1,024?
 
-# %% name="predict-precision"
+# %% name="predict-precision" jupyter={"source_hidden": true}
 speed_guess = guess(
     "At width 1,024, bf16 is", ["slower", "1 to 2 times as fast", "2 to 3 times as fast", "more than 3 times"]
 )
@@ -200,8 +206,8 @@ display(
                 "its largest product alone": (WIDTHS, list(product_speedup.values())),
             },
             references={"equally fast": 1.0},
-            xlabel="width of the model",
-            ylabel="fp32's time / bf16's time",
+            xlabel="width of the model (log scale)",
+            ylabel="speed-up of bf16: fp32's time / bf16's",
             kinds=None,
             log_x=True,
         ),
@@ -235,8 +241,7 @@ compare(
     + (f"It pays from width {paying[0]} on here. " if paying else "It pays at none of these widths on this machine. ")
     + f"The largest product of a block, alone, is {product_speedup[widest]:.1f} times as fast at that width"
     + (
-        ": what is not a product (normalisations, the loss, copies of the weights into 16 bits, which small batches pay for again and "
-        "again) takes what it took before. "
+        ": what is not a product (normalisations, the loss, copying the weights into 16 bits) takes what it took before. "
         if product_speedup[widest] > at_widest
         else ". "
     )
@@ -247,15 +252,16 @@ compare(
 )
 
 # %% [markdown] name="microscope"
-# ## 2 The gradients of a real step, under a microscope
+# ## 2 The gradients of a real step, close up
 #
-# fp16 has more digits than bf16, and a narrow range: below 2⁻²⁵ everything becomes 0, from 65,520 on everything becomes infinite. Here are
-# the gradients of one step of the course's decoder, computed in fp32, on real reviews. A
-# typical one is about 2⁻¹³, a ten-thousandth, and they spread over many powers of two. **Predict.** How many per cent of the numbers other
-# than 0 would fp16 turn into 0?
+# fp16 has more digits than bf16, and a narrow range: what is not larger than 2⁻²⁵ becomes 0, and from 65,520 on everything
+# becomes infinite. The next cell computes the gradients of one step of the course's decoder, in fp32, on real reviews. They
+# spread over many powers of two.
+#
+# **Predict.** How many per cent of the gradient's values other than 0 would fp16 turn into 0?
 
-# %% name="predict-lost"
-lost_guess = guess_number("Rounded to 0 in fp16", low=0, high=100, step=1, unit="% of the gradient's numbers")
+# %% name="predict-lost" jupyter={"source_hidden": true}
+lost_guess = guess_number("Rounded to 0 in fp16", low=0, high=100, step=1, unit="% of the gradient's values")
 display(lost_guess)
 
 # %% name="gradients-of-a-step"
@@ -295,19 +301,19 @@ is_lost_VE = (table_VE != 0) & (table_VE.half() == 0)
 absent = float(is_lost_VE[~is_read_V].sum() / is_lost_VE.sum().clamp(min=1))
 compare(
     lost_guess,
-    f"{unscaled.lost:.1%} become 0, and {unscaled.subnormal:.0%} are subnormal: some of their digits are gone. Most of the lost numbers are "
-    f"among the {most_lost}, and of those in the table of words {absent:.0%} belong to words that do not occur in the batch: all that they "
-    f"hear is that they were not the next word. This step has {int(dataset.batch(0).is_target_BL.sum()):,} targets. In a step of "
-    f"{LARGE_STEP} such micro-batches each loss is divided by {LARGE_STEP} times as many, so the gradients of each are {LARGE_STEP} times "
-    f"smaller: then {in_large_step.lost:.0%} are lost and {in_large_step.subnormal:.0%} subnormal. The remedy: multiply the loss by a number, "
+    f"{unscaled.lost:.1%} become 0, and {unscaled.subnormal:.0%} are subnormal: some of their digits are gone. Most of the lost values are "
+    f"among the {most_lost}, and of those in the embedding table {absent:.0%} belong to tokens that do not occur in the batch: their only "
+    f"gradient says that they were not the next token. This step has {int(dataset.batch(0).is_target_BL.sum()):,} targets. In a step of "
+    f"{LARGE_STEP} such micro-batches each loss is divided by {LARGE_STEP} times as many targets, so the gradients of each are {LARGE_STEP} "
+    f"times smaller: then {in_large_step.lost:.0%} are lost and {in_large_step.subnormal:.0%} subnormal. The remedy: multiply the loss by a number, "
     "let the gradients be computed, and divide them by it in fp32. That is **loss scaling** (arXiv:1710.03740).",
     100 * unscaled.lost,
     near=2,
 )
 
 # %% [markdown] name="scale-question"
-# **Which scale?** Move it until next to nothing is lost, and go on until the first number overflows. One infinite number is enough to
-# spoil a step.
+# **Move.** Raise the scale until next to nothing is lost, and go on until the first value overflows: one infinite value is
+# enough to spoil a step. What happens to the subnormal ones meanwhile?
 
 # %% name="explore-scale"
 scope = microscope(gradients)
@@ -323,19 +329,23 @@ display(
     )
 )
 Markdown(
-    f"The largest scale without overflow is 2^{max(safe)}; there {views[max(safe)].fate.lost:.2%} are lost and "
-    f"{views[max(safe)].fate.subnormal:.1%} subnormal. Nobody knows this number before the step, and gradients change as training goes on."
+    "<details><summary>Moved it? Compare</summary>\n\n"
+    f"The largest scale without overflow, drawn above, is 2^{max(safe)}; there {views[max(safe)].fate.lost:.2%} are lost and "
+    f"{views[max(safe)].fate.subnormal:.1%} subnormal. Nobody knows this number before the step, and gradients change as training goes "
+    "on.\n\n</details>"
 )
 
 # %% [markdown] name="dynamic"
-# **Dynamic scaling** finds it by trial: begin too high, halve after a step that overflowed (and leave that step out), double after some good
-# steps in a row. PyTorch's `GradScaler` begins at 2¹⁶ and doubles after 2,000 good steps. Here real fp16 is at work. CPUs compute it slowly,
-# so the model is tiny, and so that something happens in 60 steps, it begins at 2²⁸ and doubles after 8. Beside it three runs with a scale that
-# stays: none; 2⁻⁸, which is what every micro-batch of a step of 256 has without scaling; and fp32.
+# **Dynamic scaling** finds it by trial: begin too high, halve after a step that overflowed (and leave that step out), double
+# after some good steps in a row. PyTorch's `GradScaler` begins at 2¹⁶ and doubles after 2,000 good steps. The next cell
+# trains in real fp16. CPUs compute it slowly, so the model is tiny, and so that something happens in 60 steps, it begins at
+# 2²⁸ and doubles after 8. Beside it stand three runs whose scale stays as it is: fp16 without a scale; fp16 at 2⁻⁸, which is
+# what every micro-batch of a step of 256 has without scaling; and fp32.
 #
-# **Predict.** The tiny model's gradients first fit at about 2¹⁸. How many of the 60 steps does dynamic scaling leave out?
+# **Predict.** How many of the 60 steps does dynamic scaling leave out? (The tiny model's gradients first fit at a scale
+# about a thousand times smaller than the one it begins with.)
 
-# %% name="predict-skipped"
+# %% name="predict-skipped" jupyter={"source_hidden": true}
 skipped_guess = guess_number("Steps left out", low=0, high=60, step=1, unit="of 60 steps")
 display(skipped_guess)
 
@@ -399,8 +409,9 @@ compare(
 )
 
 # %% [markdown] name="life-question"
-# **Move it.** The scale of another start, and of a longer patience, replayed on the largest gradient of each step of the run in fp32. Where
-# does a run begin with the fewest steps lost? What does a short interval cost in the long run?
+# **Move.** Here the scale is replayed on the largest gradient of each step of the run in fp32, for another start and another
+# number of good steps before it doubles. Lower the start until no step is lost at the beginning; what happens to the steps
+# lost later when the scale doubles more often?
 
 # %% name="explore-life"
 life_box = scale_life(largest)
@@ -417,21 +428,22 @@ lives = table(
     [[f"2^{start}", f"{patience} good steps", n_out] for (start, patience), n_out in replays.items()],
 )
 Markdown(
-    f"<details><summary>What comes out</summary>\n\n{lives.data}\n\nWhoever begins high pays at the start; whoever doubles often pays for "
-    "ever.\n\n</details>"
+    f"<details><summary>Moved it? Compare</summary>\n\n{lives.data}\n\nA high start costs steps once, at the beginning; doubling often "
+    "costs steps for as long as the run lasts.\n\n</details>"
 )
 
 # %% [markdown] name="accumulation"
-# ## 3 The same step in pieces
+# ## 3 The same step in micro-batches
 #
-# A batch does not fit, so it is cut: forward and backward for each piece, gradients add up, one update. In this course the loss is
-# *summed* over targets and divided once by all of the step's targets. The usual way takes each piece's mean, and the mean of those
-# means. With pieces of equal size both are the same. Sentences are not of equal size.
+# A batch does not fit, so it is cut: forward and backward for each micro-batch, gradients add up, one update. In this course
+# the loss is *summed* over targets and divided once by all of the step's targets. A common way takes each micro-batch's
+# mean, and the mean of those means (a patient of chapter 2 did). With equally many targets in each, both are the same.
+# Sentences are not equally long.
 #
-# **Predict.** Sixteen sentences, sorted by length and cut into four pieces. How far is the gradient of the mean of means off, as a share
-# of the true one's length?
+# **Predict.** Sixteen sentences, sorted by length and cut into four micro-batches. How far is the gradient of the mean of
+# means off, as a share of the true one's length?
 
-# %% name="predict-means"
+# %% name="predict-means" jupyter={"source_hidden": true}
 means_guess = guess("The gradient of the mean of means is off by", ["less than 1 %", "1 to 10 %", "more than 10 %"])
 display(means_guess)
 
@@ -468,12 +480,12 @@ off_unsorted = relative_error(unsorted_gradient, true_gradient)
 next_sentences = tokenizer.encode_all([r.text for r in reviews_of("train", "rotten_tomatoes")[16:32]])
 off_other = relative_error(gradient_of([batch_of(next_sentences)])[0], true_gradient)
 table(
-    ["step", "targets", "error of the gradient", "kept for backward at a time, MiB"],
+    ["step", "targets", "error of the gradient", "most kept for the backward pass, MiB"],
     [
         ["16 sentences at once", int(whole.is_target_BL.sum()), "", f"{bytes_whole / MIB:.1f}"],
-        ["four pieces, summed and divided once", " + ".join(str(int(p.is_target_BL.sum())) for p in pieces), f"{off_summed:.1e}",
+        ["four micro-batches, summed and divided once", " + ".join(str(int(p.is_target_BL.sum())) for p in pieces), f"{off_summed:.1e}",
          f"{bytes_pieces / MIB:.1f}"],
-        ["four pieces, the mean of their means", "the same", f"{off_means:.1%}", f"{bytes_pieces / MIB:.1f}"],
+        ["four micro-batches, the mean of their means", "the same", f"{off_means:.1%}", f"{bytes_pieces / MIB:.1f}"],
         ["the same, sentences in random order", "", f"{off_unsorted:.1%}", ""],
         ["for comparison: 16 other sentences at once", "", f"{off_other:.0%}", ""],
     ],
@@ -482,20 +494,22 @@ table(
 # %% name="compare-means" jupyter={"source_hidden": true}
 compare(
     means_guess,
-    f"Off by {off_means:.0%}, and summed by {off_summed:.0e}, which is rounding. A word of the shortest piece weighs "
-    f"{int(pieces[-1].is_target_BL.sum()) / int(pieces[0].is_target_BL.sum()):.1f} times as much as one of the longest in a mean of means. "
-    f"In memory, the piece that keeps most keeps {bytes_pieces / bytes_whole:.0%} of what the whole batch keeps. "
-    f"Sorted sentences are the worst case; in random order it is {off_unsorted:.0%}. Two batches of 16 differ by {off_other:.0%}, but "
-    "that is noise, which averages out, and this is a lean to one side, which does not. A widely used library had this mistake until "
+    f"Off by {off_means:.0%}; the sum, divided once, by {off_summed:.0e}, which is rounding. In a mean of means a target of the shortest "
+    f"micro-batch weighs {int(pieces[-1].is_target_BL.sum()) / int(pieces[0].is_target_BL.sum()):.1f} times as much as one of the longest. "
+    f"In memory, the micro-batch that keeps most keeps {bytes_pieces / bytes_whole:.0%} of what the whole batch keeps. "
+    f"Sorting by length makes it bad; in random order it is {off_unsorted:.0%}. Two batches of 16 differ by {off_other:.0%}, but "
+    "that is noise, which averages out, and this is a bias, which does not. A widely used library had this mistake until "
     "October 2024 (see the sources).",
     "less than 1 %" if off_means < 0.01 else "1 to 10 %" if off_means < 0.1 else "more than 10 %",
 )
 
 # %% [markdown] name="means-cost-question"
-# **What does it cost?** A gradient that is off need not lead to a worse model. So train both ways, from the same weights and on the same
-# sentences, and look at the loss on others. **Predict.** Will three starts tell which is better?
+# **What does it cost?** A gradient that is off need not lead to a worse model. So train both ways, from the same weights and
+# on the same sentences, and look at the held-out loss.
+#
+# **Predict.** Will three starts tell which is better?
 
-# %% name="predict-means-cost"
+# %% name="predict-means-cost" jupyter={"source_hidden": true}
 cost_guess = guess("After training, the mean of means is", ["better", "worse", "three starts cannot tell"])
 display(cost_guess)
 
@@ -531,7 +545,7 @@ ended = [
 worse_by = [means - right for right, means in ended]
 cost = mean_interval(worse_by)
 table(
-    ["start", "summed, divided once", "mean of means", "difference"],
+    ["held-out loss, nats per target", "summed, divided once", "mean of means", "difference"],
     [
         [f"seed {seed}", f"{right:.3f}", f"{means:.3f}", f"{means - right:+.3f}"]
         for seed, (right, means) in zip(SEEDS, ended, strict=True)
@@ -548,19 +562,19 @@ compare(
         if cost.low <= 0 <= cost.high
         else f"The model has learned from short sentences above all, and {'pays for it' if cost.value > 0 else 'even gains'} on these. "
     )
-    + "Whoever compares two runs that were cut differently compares two objectives.",
+    + "With a mean of means, two runs that are cut differently have two different objectives.",
     "three starts cannot tell" if cost.low <= 0 <= cost.high else "worse" if cost.value > 0 else "better",
 )
 
 # %% [markdown] name="recomputation"
-# ## 4 Compute it twice, keep it once
+# ## 4 Compute it twice, keep less
 #
 # Most of a step's memory is often what the forward pass keeps. **Activation checkpointing** keeps what enters each block, and computes
-# the block again when the backward pass comes to it. It changes no number, so gradients can be compared to the bit.
+# the block again when the backward pass comes to it. It changes no result, so gradients can be compared to the bit.
 #
 # **Predict.** How much longer does a step take?
 
-# %% name="predict-recompute"
+# %% name="predict-recompute" jupyter={"source_hidden": true}
 recompute_guess = guess_number("A step takes longer by", low=0, high=200, step=5, unit="%")
 display(recompute_guess)
 
@@ -624,7 +638,7 @@ kept_by = {way: parts["kept for backward"] for way, parts in step_memory.items()
 relative = {way: [took[0] / way_seconds["as it is"] for took in all_tried] for way, all_tried in tried.items()}
 display(
     table(
-        ["way", "memory", "time, and the range of three", "gradient"],
+        ["way", "memory, as a share", "time, as it is = 1 (range of the repeats)", "gradient"],
         [
             [way, f"{sum(step_memory[way].values()) / sum(step_memory['as it is'].values()):.0%}",
              f"{way_seconds[way] / way_seconds['as it is']:.2f} ({min(relative[way]):.2f} to {max(relative[way]):.2f})",
@@ -641,37 +655,39 @@ compare(
     f"{100 * longer:.0f} % longer in this measurement, for {kept_by['checkpointing'] / kept_by['as it is']:.0%} of what was kept. A "
     "forward pass is about a third of a step's arithmetic, so a third more is what to expect of the blocks; the output layer is not "
     "computed again. While a block is computed again its inside is there too, for a moment: that is the last part of its bar. (With dropout it "
-    "must draw the same again, which PyTorch sees to.) bf16's gradient is further off than in section 1: this model is trained, and deeper.",
+    "must draw the same again, which PyTorch sees to.) bf16's error need not be that of section 1: this model is trained, and deeper.",
     100 * longer,
     near=10,
 )
 
 # %% [markdown] name="memory-chart"
-# The text that this course grew out of has a chart of this kind, with one bar for each technique; its figures were typed in. In the one
-# above each byte was counted on this machine, in tensors; what the allocator of a device keeps in reserve comes on top. What it shows depends on the model and the batch: where weights and moments are most of the
-# memory, none of these techniques touches that part. That is what the next one is for.
+# The source has a chart of this kind, with one bar for each technique; its figures were typed in. In the one above each byte
+# was counted on this machine, in tensors; what the allocator of a device keeps in reserve comes on top. What it shows
+# depends on the model and the batch. Where weights and moments are most of the memory, none of these techniques touches that
+# part. The next one does.
 
 # %% [markdown] name="parallel"
 # ## 5 Two processes, one model
 #
 # Many guides begin with `nn.DataParallel`. Look at what it does on this machine:
 
-# %% name="data-parallel"
+# %% name="data-parallel" jupyter={"source_hidden": true}
 wrapped = nn.DataParallel(decoder)
 Markdown(
     f"`DataParallel` found {len(wrapped.device_ids)} GPUs on this machine"
-    + (": it passes everything through to the module inside, without a word. A speed-up that was measured so is that of one device."
+    + (": it passes everything through to the module inside, without a word. A speed-up measured like this is that of one device."
        if len(wrapped.device_ids) < 2 else ", from one process. It gathers all outputs on one of them; the engines below do not.")
 )  # fmt: skip
 
 # %% [markdown] name="ranks"
-# So processes it is: **ranks**. torchrun starts them, each runs the same program, and asks who it is. Here is the smallest such program.
+# So the work goes to several processes, the **ranks**. torchrun starts them; each runs the same program, and asks which one
+# it is. Here is the smallest such program.
 # `run_on_ranks` writes the function's source into a file (only the source travels, so its imports stand inside), starts torchrun on it, and
 # hands back what each rank returned. What they print arrives while they run; the Stop button ends them all.
 #
-# Ranks talk in three ways. **All-reduce**: everybody has a tensor, and everybody gets the sum. **Reduce-scatter**: everybody gets another
-# part of the sum. **All-gather**: everybody has a part, and gets all of them. An all-reduce is the second followed by the third. The program
-# counts what each costs, on this machine's loopback.
+# Ranks talk in three ways. **All-reduce**: each has a tensor, and each gets the sum of all. **Reduce-scatter**: each gets
+# another part of the sum. **All-gather**: each has a part, and each gets all parts. An all-reduce is the second followed by
+# the third. The program counts what each costs, on this machine's loopback.
 
 # %% name="first-ranks"
 
@@ -723,9 +739,10 @@ else:
     display(Markdown(told + " This machine does not count what ranks send."))
 
 # %% [markdown] name="by-hand-question"
-# Now training, by hand, in both ways. What a data-parallel step needs is in the comments: the same weights to begin with, rows of its own,
-# one number of targets for all, and gradients that come together. Every rank builds its model from **another seed**, so that whoever forgets
-# the first is found out. At the end each rank takes the same steps once more alone, on whole batches, and compares.
+# Now train, by hand, with DDP and with FSDP. A data-parallel step needs four things, and the comments say where they are:
+# the same weights to begin with, rows of its own, one number of targets for all, and gradients that come together. Every
+# rank builds its model from **another seed**, so that forgetting the first would show. At the end each rank takes the same
+# steps alone, on whole batches, and compares.
 
 # %% name="by-hand"
 
@@ -780,12 +797,13 @@ Markdown(
 )
 
 # %% [markdown] name="same-model-question"
-# In `course_lib.parallel` both are engines of one training loop, with clipping, accumulation and checkpoints. The next cell lets them take
-# ten steps by each of three rules, and beside them a common mistake: every rank takes the mean of its own loss.
+# In `course_lib.parallel` both are engines of one training loop, with clipping, accumulation and checkpoints. The next cell
+# lets them take ten steps by each of three rules. Beside them stands a common mistake: every rank takes the mean of its own
+# loss.
 #
 # **Predict.** In fp64, how do the weights after ten steps of AdamW on two ranks compare with those of one process?
 
-# %% name="predict-same-model"
+# %% name="predict-same-model" jupyter={"source_hidden": true}
 ranks_guess = guess("The weights are", ["equal to the bit", "equal up to rounding", "another model, equally good"])
 display(ranks_guess)
 
@@ -838,17 +856,19 @@ compare(
 )
 
 # %% [markdown] name="held-question"
-# In the same run both engines took some steps with a model of the decoder's size. **DDP** holds everything on every rank, **FSDP** a part of
-# everything. **Predict.** What does FSDP pay for that, in bytes that a rank sends in a step?
+# In the same run both engines took some steps with a model of the decoder's size. **DDP** holds everything on every rank,
+# **FSDP** a part of everything.
+#
+# **Predict.** What does FSDP pay for that, in bytes that a rank sends in a step?
 
-# %% name="predict-sent"
+# %% name="predict-sent" jupyter={"source_hidden": true}
 sent_guess = guess(
     "Under FSDP a rank sends, compared with DDP,",
     ["less", "the same", "up to twice as much", "more than twice as much"],
 )
 display(sent_guess)
 
-# %% name="held-and-sent"
+# %% name="held-and-sent" jupyter={"source_hidden": true}
 PARTS = {"weights": "weights", "gradients": "gradients", "optimizer": "optimiser state"}
 state_of = {engine: {words: getattr(saw[engine][0][0], part) / MIB for part, words in PARTS.items()} for engine in real}
 display(
@@ -908,10 +928,12 @@ compare(
 )
 
 # %% [markdown] name="speed-question"
-# **And how fast is it?** The same batches, on one process with one thread, on one process with all threads, and on two ranks, which share
-# the cores of this machine. **Predict.** How many times as fast as one process with one thread are two ranks?
+# **And how fast is it?** The same batches, on one process with one thread, on one process with all threads, and on two
+# ranks, which share the cores of this machine.
+#
+# **Predict.** How many times as fast as one process with one thread are two ranks?
 
-# %% name="predict-efficiency"
+# %% name="predict-efficiency" jupyter={"source_hidden": true}
 efficiency_guess = guess_number(
     "Two ranks are", low=0, high=4, step=0.1, unit="times as fast as one process with one thread"
 )
@@ -964,8 +986,8 @@ compare(
 )
 
 # %% [markdown] name="failing-rank"
-# **When a rank fails** the others would wait for it for ever. torchrun ends them, and the launcher hands on the traceback of the rank that
-# failed, which is the one that says why.
+# **When a rank fails**, the others would wait for it for ever. torchrun ends them, and the launcher hands on the traceback
+# of the rank that failed, which is the one that says why.
 
 # %% name="rank-that-fails"
 
@@ -989,10 +1011,10 @@ except RuntimeError as error:
 # %% [markdown] name="planner"
 # ## 6 Plan what will not fit
 #
-# A planner computes parameters, memory, arithmetic and bytes sent from a model's dimensions. Why believe it? First, compare it with what was
-# measured above.
+# A planner computes parameters, memory, arithmetic and bytes sent from a model's dimensions. Can it be trusted? First,
+# compare it with what was measured above.
 
-# %% name="planner-and-measurement"
+# %% name="planner-and-measurement" jupyter={"source_hidden": true}
 a = dimensions_of(decoder)
 plan_of = lambda way, **more: Plan(
     a, Full(), {torch.float32: "fp32", torch.bfloat16: "bf16 mixed"}[WAYS[way][1]], batch_size=len(WAYS[way][0][0].input_ids_BT),
@@ -1032,17 +1054,17 @@ Markdown(
         if missed
         else ""
     )
-    + " (At the end of a forward pass, that is.) Time is another "
-    f"matter: at the rate of a matrix product alone, {product_rate / 1e9:.0f} GFLOP/s, the step “as it is” would take {planned_time:.2f} s, and it "
-    f"took {way_seconds['as it is']:.2f} s, {planned_time / way_seconds['as it is']:.0%} of that rate. So give a planner a rate that was reached."
+    + " Memory is that at the end of a forward pass. Time is another "
+    f"matter: at the speed of a matrix product alone, {product_rate / 1e9:.0f} GFLOP/s, the step “as it is” would take {planned_time:.2f} s, and it "
+    f"took {way_seconds['as it is']:.2f} s, {planned_time / way_seconds['as it is']:.0%} of that speed. So give a planner a speed that was reached."
 )
 
 # %% [markdown] name="planner-and-papers"
-# Second, because it arrives at what papers report, each with the bytes per number that the paper took (16 for each trained number: 2 + 2 for
-# weight and gradient in 16 bits, and 12 for an exact copy of the weight and two moments in fp32, where the copy is what the optimiser
-# changes). Papers leave out what their argument does not need, and so does the row.
+# Second, compare it with what papers report, with the bytes per parameter that each paper took. (Often 16 for each trained
+# parameter: 2 + 2 for weight and gradient in 16 bits, and 12 for an exact copy of the weight and two moments in fp32, where
+# the copy is what the optimiser changes.) Papers leave out what their argument does not need, and so does the row.
 
-# %% name="papers"
+# %% name="papers" jupyter={"source_hidden": true}
 adam_16, gpt3 = PRECISIONS["bf16 with fp32 master"], ARCHITECTURES["GPT-3 175B"]
 llama = ARCHITECTURES["LLaMA-65B"]
 lora_gpt3 = Plan(gpt3, LoRA(rank=4, targets=QUERY_AND_VALUE["gpt2"]), adam_16, batch_size=1, length=2048)
@@ -1052,10 +1074,10 @@ flops = Plan(gpt3, Full(), "fp32", batch_size=1, length=2048).flops_per_token().
 attention_flops = 12 * gpt3.n_layers * gpt3.d_model * 2048
 zero = lambda *sharded: state_memory(7_500_000_000, 0, adam_16, devices=64, sharded=sharded).total / 1e9
 table(
-    ["figure", "its source", "says", "the planner"],
+    ["figure", "paper", "the paper says", "the planner says"],
     [
         ["weights of GPT-3 in 16 bits", "arXiv:2106.09685, 4.2", "350 GB", f"{2 * lora_gpt3.adapted.n_frozen / 1e9:.0f} GB"],
-        ["numbers that LoRA trains there, rank 8 at queries and values", "arXiv:2106.09685, table 4", "37.7 M",
+        ["parameters that LoRA trains there, rank 8 at queries and values", "arXiv:2106.09685, table 4", "37.7 M",
          f"{trained_parameters(gpt3, LoRA(rank=8, targets=QUERY_AND_VALUE['gpt2']))[0] / 1e6:.1f} M"],
         ["states of 7.5 billion parameters on each of 64 devices: all held", "arXiv:1910.02054, figure 1", "120 GB", f"{zero():.0f} GB"],
         ["moments divided", "same", "31.4 GB", f"{zero('optimizer'):.1f} GB"],
@@ -1070,12 +1092,17 @@ table(
 )  # fmt: skip
 
 # %% [markdown] name="plan-question"
-# **Predict, then move the controls.** You have eight devices of 80 GiB and want to fine-tune Llama-2-7B in full, with the 16 bytes of above,
-# on rows of 2,048 tokens. What makes it fit? (The rates of computing and sending begin at those of this machine.)
+# You have eight devices of 80 GiB and want to fine-tune Llama-2-7B in full, with the 16 bytes of above, on rows of 2,048 tokens.
+#
+# **Predict.** What makes it fit?
 
-# %% name="predict-plan"
+# %% name="predict-plan" jupyter={"source_hidden": true}
 plan_guess = guess("It fits into 80 GiB", ["as it is, under DDP", "with checkpointing", "with FSDP", "only with both"])
 display(plan_guess)
+
+# %% [markdown] name="move-plans"
+# **Move.** Set the explorer to that plan, and change engine, checkpointing and number of devices until it fits. What happens
+# to the bytes that are sent? (The speeds of computing and sending begin at those of this machine.)
 
 # %% name="explore-plans"
 plan_box = planner_explorer(
@@ -1083,7 +1110,7 @@ plan_box = planner_explorer(
 )
 display(plan_box)
 
-# %% name="plan-without-a-kernel"
+# %% name="plan-without-a-kernel" jupyter={"source_hidden": true}
 bench_of_plans = PlanBench(ARCHITECTURES)
 rates = {name: plan_box.controls[name].value for name in ("tera_flops", "giga_bytes")}
 eight = {
@@ -1110,21 +1137,21 @@ compare(
     plan_guess,
     "; ".join(f"{words.removeprefix('only ')}: {size:.0f} GiB" for words, size in needs.items())
     + " on each device. Sixteen bytes for each of 6.7 billion parameters are more than one device has, so nothing that is saved on activations "
-    "helps; dividing them by eight does. The figure has the last of these, with rates as on this machine: read its time as a warning.",
+    "helps; dividing them by eight does. The figure shows the last of these, at the speeds of this machine, hence its time.",
     next((words for words, size in needs.items() if size < 80), None),
 )
 
 # %% [markdown] name="killed-rank"
 # ## 7 A rank is killed
 #
-# On many machines something always fails. torchrun notices that a rank has died, ends the others and starts all of them again; they read the
-# last checkpoint, which all of them wrote together, each its part. Here `course pretrain --ranks 2` trains a small model, and the
-# notebook kills one of its ranks with SIGKILL at step 50, some steps after a checkpoint. Beside it the same run, left in peace. Dropout is
-# on.
+# On many machines something always fails. torchrun notices that a rank has died, ends the others and starts all of them
+# again; they read the last checkpoint, which all of them wrote together, each its part. Here `course pretrain --ranks 2`
+# trains a small model, and the notebook kills one of its ranks with `kill -9` at step 50, some steps after a checkpoint.
+# Beside it the same run goes undisturbed. Dropout is on.
 #
-# **Predict.** The weights in the end, against those of the undisturbed run?
+# **Predict.** How do the weights compare, in the end, with those of the undisturbed run?
 
-# %% name="predict-killed"
+# %% name="predict-killed" jupyter={"source_hidden": true}
 killed_guess = guess("After kill -9 of a rank", ["equal to the bit", "close", "another model, equally good"])
 display(killed_guess)
 
@@ -1187,7 +1214,7 @@ steps_done = [row["step"] for row in Record(folder / "killed" / "record.jsonl").
 compare(
     killed_guess,
     (
-        f"The ranks went on behind step {saved_then[-1]} and took steps {saved_then[-1] + 1} to 50 twice: step 50 is told of "
+        f"The ranks went on after step {saved_then[-1]} and took steps {saved_then[-1] + 1} to 50 twice: step 50 is told of "
         f"{steps_told.count(50)} times. "
         if steps_told.count(50) > 1
         else "The kill came too late to undo anything. "
@@ -1217,8 +1244,7 @@ compare(
 # %% [markdown] name="exercises"
 # ## Exercises
 #
-# Three pieces of this chapter to write. Each check runs yours beside the library's, and says what is wrong in words; it hands your
-# function back if it is right, and the library's otherwise, so that you can go on either way.
+# Three parts of this chapter to write. The checks work as in chapter 1: they say what is wrong, and you can go on either way.
 
 # %% [markdown] name="exercise-accumulate" tags=["exercise"]
 # ### Exercise 1: one rank's part of a step
@@ -1246,7 +1272,8 @@ compare(
 # one after it are as many on every rank.</details>
 # <details><summary>Hint 3</summary>
 
-# The caller's average divides by <code>world</code>, which nobody asked for. It concerns the gradient, and not the loss that you return.</details>
+# The caller's average divides by <code>world</code>, which nobody asked for. It concerns the gradient, and not the loss that
+# you return.</details>
 
 
 # %% name="exercise-accumulate-code" tags=["exercise"]
@@ -1266,21 +1293,22 @@ def my_accumulate(model, micro_batches, *, total, world):
 accumulate = checks.accumulate(my_accumulate)
 
 # %% [markdown] name="exercise-loss-scale" tags=["exercise"]
-# ### Exercise 2: the largest scale that fp16 bears
+# ### Exercise 2: the largest scale that fp16 can hold
 #
 # `gradients` is a list of float32 tensors of any shapes, in which at least one number is not 0. Return the largest power of two with
 # which every number, multiplied by it, is still finite in fp16, that is after `.half()`. Return it as a plain float such as `2.0**21`.
 #
-# The power may be negative, since a gradient may be larger than all that fp16 has. It may also be huge, since gradients may be as small
-# as fp32 allows: then the scale itself no longer fits into fp32, so form the product in 64 bits. Leave the gradients as they are.
+# The power may be negative, since a gradient may be larger than all that fp16 has. It may also be huge, since gradients may
+# be as small as fp32 allows: then the scale itself no longer fits into fp32, so form the product in 64 bits. Leave the
+# gradients as they are.
 #
 # <details><summary>Hint 1</summary>
 
 # One number of all the tensors decides. Which one, and does its sign matter?</details>
 # <details><summary>Hint 2</summary>
 
-# The largest number of fp16 is 65504, but that is not where infinity begins. Try <code>torch.tensor([65510.0, 65519.0, 65520.0]).half()</code>.
-# If you let <code>.half()</code> decide, you need no limit at all.</details>
+# The largest number of fp16 is 65504, but that is not where infinity begins. Try <code>torch.tensor([65510.0, 65519.0,
+# 65520.0]).half()</code>. If you let <code>.half()</code> decide, you need no limit at all.</details>
 # <details><summary>Hint 3</summary>
 
 # Double a scale while the double of it still fits; then halve it while it does not fit. A number taken out of a tensor by
@@ -1310,9 +1338,9 @@ pick_loss_scale = checks.pick_loss_scale(my_loss_scale)
 # %% [markdown] name="exercise-bytes" tags=["exercise"]
 # ### Exercise 3: what a rank holds
 #
-# FSDP2 cuts every parameter along its first axis and gives each of `world` ranks one piece, of the weight and just so of its gradient
-# and of AdamW's two moments. All four are in fp32. How many bytes does rank `rank` (counted from 0) hold between two steps? Give a whole
-# number, from the shapes alone.
+# FSDP2 cuts every parameter along its first axis and gives each of `world` ranks one piece, of the weight and just so of its
+# gradient and of AdamW's two moments. All four are in fp32. How many bytes does rank `rank` (counted from 0) hold between
+# two steps? Give a whole number, from the shapes alone.
 #
 # `shapes` is a list of tuples, one for each parameter, each with at least one axis: `(50257, 768)` for a table, `(768,)` for a vector.
 # The pieces are those of `torch.chunk`: each rank gets as many rows as it takes to be done in `world` pieces, until none are left, so
@@ -1321,7 +1349,8 @@ pick_loss_scale = checks.pick_loss_scale(my_loss_scale)
 #
 # <details><summary>Hint 1</summary>
 
-# Look at <code>[len(piece) for piece in torch.empty(5, 3).chunk(4)]</code>. How many pieces are there, and how many rows has each?</details>
+# Look at <code>[len(piece) for piece in torch.empty(5, 3).chunk(4)]</code>. How many pieces are there, and how many rows has
+# each?</details>
 # <details><summary>Hint 2</summary>
 
 # Rows are rounded up, for each parameter by itself. Which rows have been given away before it is this rank's turn, and what is left of
@@ -1350,8 +1379,8 @@ bytes_of_rank = checks.bytes_of_rank(my_bytes_of_rank)
 # %% [markdown] name="clinic"
 # ## Bug clinic
 #
-# Five pieces of code that look right and run, each with a classic mistake of training on several processes or in few bits. Do not look for it
-# by reading: run the experiment below the code, decide from the numbers what must be wrong, then unfold the diagnosis.
+# Five more patients: code that looks right and runs, each with a classic mistake of training on several processes or in few
+# bits. As in chapter 1, run the experiment first, decide from its numbers what must be wrong, then unfold the diagnosis.
 
 # %% [markdown] name="clinic-start-story"
 # ### Patient 1: sharding a model
@@ -1409,16 +1438,17 @@ def of_rank_0(program, *patients):
 # %% name="clinic-start-experiment"
 starts = of_rank_0(whose_weights, patient_start, cured_start)
 Markdown(
-    f"Rank 0 began from seed 0, rank 1 from seed 1. Of the numbers in the sharded model's matrices, {starts['patient_start'][0]:.0%} are "
+    f"Rank 0 began from seed 0, rank 1 from seed 1. Of the parameters in the sharded model's matrices, {starts['patient_start'][0]:.0%} are "
     f"those of seed 0 and {starts['patient_start'][1]:.0%} those of seed 1."
 )
 
 # %% [markdown] name="clinic-start-diagnosis"
 # <details><summary>Diagnosis</summary>
 #
-# FSDP takes each rank's part from the model that this rank has built: a patchwork of two models. It trains all the same. DDP copies
-# rank 0's weights when it is made, and repairs nothing that is changed afterwards. Give all ranks the same weights first: broadcast them, or
-# read one checkpoint. The same seed helps only as long as nobody draws one number more on one rank.
+# FSDP takes each rank's part from the model that this rank has built: a patchwork of two models. It trains all the same. DDP
+# copies rank 0's weights when it is made, and repairs nothing that is changed afterwards. Give all ranks the same weights
+# first: broadcast them, or read one checkpoint. The same seed helps only as long as nobody draws one number more on one
+# rank.
 # </details>
 
 # %% [markdown] name="clinic-clip-story"
@@ -1465,9 +1495,9 @@ table(
 # %% [markdown] name="clinic-clip-diagnosis"
 # <details><summary>Diagnosis</summary>
 #
-# The limit is applied to the scaled gradient, so what is left after unscaling is the limit divided by the scale: the step shrinks by thousands,
-# and changes whenever the scale does. AdamW, which divides by a gradient's usual size, hides it until the scale changes. Unscale first
-# (<code>GradScaler.unscale_</code>), then clip.
+# The limit is applied to the scaled gradient, so what is left after unscaling is the limit divided by the scale: the step
+# shrinks by thousands, and changes whenever the scale does. AdamW, which divides by a gradient's usual size, hides it until
+# the scale changes. Unscale first (<code>GradScaler.unscale_</code>), then clip.
 # </details>
 
 # %% [markdown] name="clinic-sync-story"
@@ -1524,8 +1554,8 @@ Markdown(
 # %% [markdown] name="clinic-sync-diagnosis"
 # <details><summary>Diagnosis</summary>
 #
-# <code>no_sync</code> around the last micro-batch too: gradients are never summed, each rank takes steps of its own, and there are two models
-# from the first step on. Rank 0's loss looks fine, and rank 0's is the one that is printed. Leave the last micro-batch outside.
+# <code>no_sync</code> is around the last micro-batch too: gradients are never summed, each rank takes steps of its own, and there are two
+# models from the first step on. Rank 0's loss looks fine, and rank 0's is the one that is printed. Leave the last micro-batch outside.
 # </details>
 
 # %% [markdown] name="clinic-data-story"
@@ -1563,8 +1593,9 @@ Markdown(
 # %% [markdown] name="clinic-data-diagnosis"
 # <details><summary>Diagnosis</summary>
 #
-# The same seed on all ranks means the same rows on all ranks: twice the work for the gradient of one batch, and a speed-up that exists in
-# tokens per second alone. Each rank needs its own part of one common order: a <code>DistributedSampler</code> (whose
+# The same seed on all ranks means the same rows on all ranks: twice the work for the gradient of one batch, and a speed-up
+# that exists in tokens per second alone. Each rank needs its own part of one common order: a <code>DistributedSampler</code>
+# (whose
 # <code>set_epoch</code> must be called, or every epoch has the same order), or every rank's rows computed from seed, step and rank.
 # </details>
 
@@ -1607,14 +1638,14 @@ def share_saved(name):
 
 # %% name="clinic-save-experiment"
 saved_shares = of_rank_0(share_saved, patient_save, cured_save)
-Markdown(f"The file of rank 0 holds {saved_shares['patient_save']:.0%} of the model's numbers.")
+Markdown(f"The file of rank 0 holds {saved_shares['patient_save']:.0%} of the model's parameters.")
 
 # %% [markdown] name="clinic-save-diagnosis"
 # <details><summary>Diagnosis</summary>
 #
-# Under FSDP rank 0 has its own part of every weight, and nothing else. The file is written, has all names, and holds half a model; that it is
-# no model shows on the day when one needs it. Gather first (every rank must take part in that, so outside of the <code>if</code>), or
-# let every rank write its part (<code>torch.distributed.checkpoint</code>).
+# Under FSDP rank 0 has its own part of every weight, and nothing else. The file is written, has all names, and holds a part
+# of the model; that shows on the day when somebody loads it. Gather first (every rank must take part in that, so outside of
+# the <code>if</code>), or let every rank write its part (<code>torch.distributed.checkpoint</code>).
 # </details>
 
 # %% [markdown] name="cures"
@@ -1622,7 +1653,10 @@ Markdown(f"The file of rank 0 holds {saved_shares['patient_save']:.0%} of the mo
 
 # %% name="clinic-after" jupyter={"source_hidden": true}
 cases = [
-    ["numbers of seed 0 in the sharded model", *(f"{starts[f'{kind}_start'][0]:.0%}" for kind in ("patient", "cured"))],
+    [
+        "parameters of seed 0 in the sharded model",
+        *(f"{starts[f'{kind}_start'][0]:.0%}" for kind in ("patient", "cured")),
+    ],
     [
         "length of the gradient at scale 65,536",
         *(f"{length_after(f, 2.0**16):.2g}" for f in (patient_clip, cured_clip)),
@@ -1643,7 +1677,7 @@ Markdown(f"<details><summary>Patients and cures</summary>\n\n{after_table.data}\
 # %% [markdown] name="claims"
 # ## What is usually said
 #
-# “The source” is the text that this course grew out of; its figures were typed in. The verdicts are computed from the figures above.
+# The source is the text that this course grew out of; its figures were typed in. The verdicts are computed from the figures above.
 
 # %% name="claims-table" jupyter={"source_hidden": true}
 in_bf16 = sum(step_memory["bf16"].values()) / sum(step_memory["as it is"].values())
@@ -1686,20 +1720,20 @@ table(["usually said", "the source", "measured here", "verdict"], claims)
 #
 # - Count bytes, take ratios in one run, and ask of every figure: of which model, on which machine?
 # - bf16 is about large products. Measure it at your width; weights, gradients and moments it does not touch.
-# - fp16 has too little range for small gradients; a scale lends it some, and finds itself by trial. bf16 needs none.
+# - fp16 has too little range for small gradients; a scale moves them into it, and is found by trial. bf16 needs none.
 # - Sum over targets, divide once: over micro-batches, and over ranks.
-# - Checkpointing buys memory with time, to the bit; micro-batches buy it with smaller products, to rounding.
+# - Activation checkpointing saves memory for time, and is exact to the bit; micro-batches save it for smaller products, exact to rounding.
 # - DDP holds everything everywhere and sends gradients; FSDP holds parts and sends more.
 # - Prove that many processes do what one does: in fp64, from different seeds, on rows of different lengths.
 # - Whatever runs long enough gets killed. What a step reads must follow from seed, step and rank.
 #
-# **What to try first**, when a model does not fit or does not get done: bf16 where a measurement says that it pays (a GPU without it takes
-# fp16, with a scale); batches without padding; micro-batches; checkpointing; DDP for time, as long as one device holds everything; FSDP when
-# it does not. The number of ranks need not change the batch: ranks share it, and the learning rate stays. Larger batches for more ranks are
-# another decision, with another rate. What FSDP does not solve, a layer that is too large for one device, takes tensor or pipeline
-# parallelism, which this course does not teach.
+# **What to try first**, when a model does not fit or does not get done: bf16 where a measurement says that it pays (a GPU
+# without it takes fp16, with a scale); batches without padding; micro-batches; checkpointing; DDP for time, as long as one
+# device holds everything; FSDP when it does not. The number of ranks need not change the batch: ranks share it, and the
+# learning rate stays. Larger batches for more ranks are another decision, with another rate. What FSDP does not solve, a
+# layer that is too large for one device, takes tensor or pipeline parallelism, which this course does not teach.
 #
-# **Next:** the capstone. Your own text, with everything up to here.
+# Every part is now measured by itself. Do they work together, on a text that nobody prepared for you? That is the last chapter.
 #
 # ## Sources
 #
@@ -1714,6 +1748,8 @@ table(["usually said", "the source", "measured here", "verdict"], claims)
 # - Hu et al. 2021, LoRA, [arXiv:2106.09685](https://arxiv.org/abs/2106.09685); Dettmers et al. 2023, QLoRA,
 #   [arXiv:2305.14314](https://arxiv.org/abs/2305.14314); Brown et al. 2020, GPT-3,
 #   [arXiv:2005.14165](https://arxiv.org/abs/2005.14165)
+#
+# **Next:** [06 Capstone](06_capstone.ipynb)
 
 # %% name="sweep-controls" tags=["remove-cell"] jupyter={"source_hidden": true}
 for box in (scope, life_box, plan_box):
