@@ -1132,12 +1132,16 @@ ways_to_fit = {
     "with FSDP": {"engine": "fsdp"},
     "only with both": {"engine": "fsdp", "checkpointing": True},
 }
-needs = {words: bench_of_plans.compute(**eight, **how).total / 2**30 for words, how in ways_to_fit.items()}
+eight_plans = {words: bench_of_plans.compute(**eight, **how) for words, how in ways_to_fit.items()}
+needs = {words: view.total / 2**30 for words, view in eight_plans.items()}
+gib_sent = {words: view.plan.bytes_sent_per_step() / 2**30 for words, view in eight_plans.items()}
 compare(
     plan_guess,
     "; ".join(f"{words.removeprefix('only ')}: {size:.0f} GiB" for words, size in needs.items())
     + " on each device. Sixteen bytes for each of 6.7 billion parameters are more than one device has, so nothing that is saved on activations "
-    "helps; dividing them by eight does. The figure shows the last of these, at the speeds of this machine, hence its time.",
+    "helps; dividing them by eight does. For that a device sends "
+    f"{gib_sent['with FSDP']:.0f} GiB in a step, and {gib_sent['as it is, under DDP']:.0f} GiB under DDP. The figure shows the last of "
+    "these, at the speeds of this machine, hence its time.",
     next((words for words, size in needs.items() if size < 80), None),
 )
 
