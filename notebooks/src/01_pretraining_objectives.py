@@ -7,9 +7,9 @@
 # %% [markdown] name="title"
 # # 01 Pre-training objectives
 #
-# **What is a model asked, and what may it look at meanwhile?** Chapter 0 set pre-trained models beside others and did not
-# say what they had been trained *on*. All that such a model knows, it learned by answering one kind of question, millions
-# of times, about text that nobody labelled. This chapter is about the question.
+# **What is a model asked, and what may it look at meanwhile?** Chapter 0 set models that have read beside models that have
+# not. All that a pre-trained model knows, it learned by answering one kind of question, millions of times, about text that
+# nobody labelled. This chapter is about the question.
 #
 # You will
 #
@@ -213,11 +213,11 @@ Markdown(
     + (
         f"Hidden tokens are in the majority from {majority:.2f} on: only eight in ten of the chosen ones are hidden. "
         f"Swapped and kept tokens grow along with them; at {majority:.2f} they are "
-        f"{100 * at_prob[majority]['swapped']:.0f} % and {100 * at_prob[majority]['kept']:.0f} % of all tokens. "
+        f"{100 * at_prob[majority]['swapped']:.0f}% and {100 * at_prob[majority]['kept']:.0f}% of all tokens. "
         if majority
         else "In this batch hidden tokens are never in the majority. "
     )
-    + f"Even at 1, {100 - 100 * at_prob[1.0]['hidden']:.0f} % of what the model reads is not `[MASK]`, but it can trust little of it."
+    + f"Even at 1, {100 - 100 * at_prob[1.0]['hidden']:.0f}% of what the model reads is not `[MASK]`, but it can trust little of it."
     "\n\n</details>"
 )
 
@@ -282,7 +282,7 @@ plots.show(
         list(intervals),
         *columns(intervals.values()),
         references={"the paper: 0.1": 0.1, "the paper: 0.8": 0.8},
-        xlabel="share of the chosen tokens, with 95 % confidence intervals",
+        xlabel="share of the chosen tokens, with 95% confidence intervals",
         number="{:.3f}",
     ),
     alt="Bars with intervals: the measured shares of hidden, swapped and kept tokens beside the paper's.",
@@ -298,7 +298,7 @@ display(
         "draws from the ordinary tokens alone. "
         f"Of {tokens_BT.numel():,} tokens {n_chosen:,} were chosen. {swapped_to_special} random tokens are special, and of "
         f"the {n_special:,} special tokens in the text {chosen_special} were chosen. The intervals hold the paper's shares "
-        f"for {', '.join(inside) or 'none of the three'}. (A 95 % confidence interval misses in one of twenty measurements. "
+        f"for {', '.join(inside) or 'none of the three'}. (A 95% confidence interval misses in one of twenty measurements. "
         f"And a random token can by chance be the original: one time in {len(vocabulary.ordinary_ids):,}, which moves a "
         "sliver from swapped to kept.)",
         "never" if swapped_to_special == 0 else "sometimes",
@@ -375,7 +375,7 @@ plots.show(
 gaps = [abs(row.loss - dict(recorded[name])[row.step]) / row.loss for name, rows in live.items() for row in rows]
 Markdown(
     f"Over {len(gaps)} steps that this machine has just taken, the largest distance from the record is "
-    f"{100 * max(gaps):.2f} % of the loss"
+    f"{100 * max(gaps):.2f}% of the loss"
     + (": the same run, as far as it goes." if max(gaps) < 0.03 else ": **too far. Treat the record with suspicion.**")
 )
 
@@ -521,7 +521,7 @@ loses = {labels: [name for name in names if over_words[name, labels].high < 0] f
 display(
     compare(
         probe_guess,
-        f"The best features are {best}'s, {after[best]:.1f} % right from {FEW} labels"
+        f"The best features are {best}'s, {after[best]:.1f}% right from {FEW} labels"
         + (
             f"; it is not clearly ahead of {', '.join(level)}. "
             if level
@@ -888,7 +888,7 @@ sentences = [
     "i laughed at every [MASK] of it.",
 ]
 rows = [
-    [text, f"gap {n + 1}", *(", ".join(f"{token.strip()} {100 * p:.0f} %" for token, p in gap[:4]) for gap in gaps)]
+    [text, f"gap {n + 1}", *(", ".join(f"{token.strip()} {100 * p:.0f}%" for token, p in gap[:4]) for gap in gaps)]
     for text in sentences
     for n, gaps in enumerate(zip(*(likeliest(text, name) for name in fillers), strict=True))
 ]
@@ -897,10 +897,10 @@ display(table(["text", "gap", *fillers], rows))
 display(
     compare(
         fill_guess,
-        f"Early it says “{early_token.strip()}”, with {100 * early_share:.0f} %; at its end “{late_token.strip()}”, with "
-        f"{100 * late_share:.0f} %. Blindly, without the sentence, the first is right in "
-        f"{100 * frequency_V[tokenizer.encode(early_token)[0]].item():.1f} % of all places, the second in "
-        f"{100 * frequency_V[tokenizer.encode(late_token)[0]].item():.1f} %. Whether they fit, you judge. Look at the other rows "
+        f"Early it says “{early_token.strip()}”, with {100 * early_share:.0f}%; at its end “{late_token.strip()}”, with "
+        f"{100 * late_share:.0f}%. Blindly, without the sentence, the first is right in "
+        f"{100 * frequency_V[tokenizer.encode(early_token)[0]].item():.1f}% of all places, the second in "
+        f"{100 * frequency_V[tokenizer.encode(late_token)[0]].item():.1f}%. Whether they fit, you judge. Look at the other rows "
         "too: a model tends to learn which *kind* of word a gap wants before it learns which word.",
     )
 )
@@ -923,8 +923,8 @@ is_frequent_N = torch.isin(hidden_N, frequency_V.topk(FREQUENT).indices)
 right_if = {kind: (first_N == hidden_N)[is_frequent_N == kind].float().mean().item() for kind in (True, False)}
 Markdown(
     f"<details><summary>Moved it? Compare</summary>\n\nOver {len(hidden_N):,} targets in held-out reviews the first guess is right "
-    f"in {100 * right_if[True]:.0f} % where the answer is one of the {FREQUENT} most frequent tokens (small words and punctuation, "
-    f"most of them), and in {100 * right_if[False]:.0f} % where it is another. "
+    f"in {100 * right_if[True]:.0f}% where the answer is one of the {FREQUENT} most frequent tokens (small words and punctuation, "
+    f"most of them), and in {100 * right_if[False]:.0f}% where it is another. "
     + (
         "Grammar decides most gaps of the first kind; the second needs to know what is being talked about."
         if right_if[True] > right_if[False]
@@ -1123,7 +1123,7 @@ def kept_in_step(denoise, part=slice(None), n_rows=50):
 parts = {f"{start} to {start + 7}": slice(start, start + 8) for start in range(0, 48, 8)}
 table(
     ["positions of the input", "shown token and label agree"],
-    [[name, f"{100 * kept_in_step(patient_denoise, part):.0f} %"] for name, part in parts.items()],
+    [[name, f"{100 * kept_in_step(patient_denoise, part):.0f}%"] for name, part in parts.items()],
 )
 
 # %% [markdown] name="clinic-denoise-diagnosis"
@@ -1286,7 +1286,7 @@ def epochs_of(mask, n_epochs=10):
 history = epochs_of(patient_mask)
 table(
     ["epoch", "share of the input that is [MASK]", "targets"],
-    [[n + 1, f"{100 * history[n][0]:.0f} %", f"{history[n][1]:,}"] for n in (0, 2, 9)],
+    [[n + 1, f"{100 * history[n][0]:.0f}%", f"{history[n][1]:,}"] for n in (0, 2, 9)],
 )
 
 # %% [markdown] name="clinic-place-diagnosis"
@@ -1307,8 +1307,8 @@ def cured_mask(input_ids_BT, generator):
 
 # %% name="clinic-place-after" jupyter={"source_hidden": true}
 Markdown(
-    f"<details><summary>Patient and cure</summary>\n\nIn the tenth epoch {100 * history[-1][0]:.0f} % of the input is [MASK] "
-    f"with the patient, {100 * epochs_of(cured_mask)[-1][0]:.0f} % after the cure.\n\n</details>"
+    f"<details><summary>Patient and cure</summary>\n\nIn the tenth epoch {100 * history[-1][0]:.0f}% of the input is [MASK] "
+    f"with the patient, {100 * epochs_of(cured_mask)[-1][0]:.0f}% after the cure.\n\n</details>"
 )
 
 # %% [markdown] name="claims"
@@ -1344,7 +1344,7 @@ rows = [
     [
         "Denoising: mask stretches, predict the original.",
         "labels cut to the input's length",
-        f"shown token and label agree in {100 * in_step:.0f} % of places",
+        f"shown token and label agree in {100 * in_step:.0f}% of places",
         "labels in step" if in_step > 0.99 else "labels out of step",
     ],
     [

@@ -563,8 +563,8 @@ compare(
 # start again: the curves stay. Runs go on in a thread of their own, so *Stop* answers at once.
 #
 # **Move.** Raise the peak rate until a run no longer learns; what does a longer warm-up do at that rate? Does twice the batch
-# get as far with the same number of *tokens*? And what happens to the loss when 60 % of the tokens are to be guessed? (That is a
-# harder question: its loss can only be compared with that of other runs at 60 %.)
+# get as far with the same number of *tokens*? And what happens to the loss when 60% of the tokens are to be guessed? (That is a
+# harder question: its loss can only be compared with that of other runs at 60%.)
 
 # %% name="training-lab"
 lab = TrainingLab(packed, vocabulary)
@@ -783,7 +783,7 @@ plots.show(
 # %% name="live-against-record" jupyter={"source_hidden": true}
 off = max(abs(row.loss / dict(recorded)[row.step] - 1) for row in live)
 Markdown(
-    f"Over {LIVE_STEPS} steps the largest distance from the record is {100 * off:.3f} % of the loss"
+    f"Over {LIVE_STEPS} steps the largest distance from the record is {100 * off:.3f}% of the loss"
     + (": the same run, as far as it goes." if off < 0.01 else ": **too far. Treat the record with suspicion.**")
 )
 
@@ -818,7 +818,7 @@ at_an_eighth = {
 Markdown(
     f"From {LABELS} labels: "
     + "; ".join(
-        f"the {name} begins at {line[1][0]:.1f} % and ends at {line[1][-1]:.1f} %"
+        f"the {name} begins at {line[1][0]:.1f}% and ends at {line[1][-1]:.1f}%"
         + (
             f", first measured ahead of the bag of words at {crossing[name]:.0f} M tokens"
             if crossing[name]
@@ -826,11 +826,11 @@ Markdown(
         )
         for name, line in lines.items()
     )
-    + f". After an eighth of the run they stood at {' and '.join(f'{value:.1f} %' for value in at_an_eighth.values())}, against "
-    f"{bag:.1f} % for the bag of words"
+    + f". After an eighth of the run they stood at {' and '.join(f'{value:.1f}%' for value in at_an_eighth.values())}, against "
+    f"{bag:.1f}% for the bag of words"
     + (
-        f" ({len(words)} samples, from {100 * min(v for _, v in words):.1f} to {100 * max(v for _, v in words):.1f} %): whoever had "
-        "stopped there could not have said that pre-training pays."
+        f" ({len(words)} samples, from {100 * min(v for _, v in words):.1f} to {100 * max(v for _, v in words):.1f}%): a run that "
+        "had stopped there would not have shown that pre-training pays."
         if max(at_an_eighth.values()) < bag
         else "."
     )
@@ -1026,7 +1026,7 @@ for piece in tqdm(pieces, desc="going on"):
     drift[piece], own_loss[piece] = distance(ended, goal) / travelled, held_out_loss(ended, [own_dev])
 table(
     ["forgotten", "drift of the weights", "held-out loss differs by"],
-    [[p or "nothing", f"{100 * drift[p]:.1f} %" if drift[p] else "0, to the bit",
+    [[p or "nothing", f"{100 * drift[p]:.1f}%" if drift[p] else "0, to the bit",
       f"{own_loss[p] - own_loss[None]:+.4f}"] for p in pieces],
 )  # fmt: skip
 
@@ -1035,7 +1035,7 @@ quiet = min((p for p in pieces if p), key=lambda p: abs(own_loss[p] - own_loss[N
 luckier = [piece for piece in pieces if piece and own_loss[piece] < own_loss[None]]
 Markdown(
     f"Every forgotten piece leads to other weights. Least of all a loss shows the {quiet}: "
-    f"{own_loss[quiet] - own_loss[None]:+.4f} nats, with weights {100 * drift[quiet]:.0f} % of the way elsewhere. "
+    f"{own_loss[quiet] - own_loss[None]:+.4f} nats, with weights {100 * drift[quiet]:.0f}% of the way elsewhere. "
     + (
         f"And {len(luckier)} of the {len(pieces) - 1} forgetful runs even end with a lower loss: a loss cannot tell. "
         if luckier
@@ -1547,8 +1547,8 @@ Markdown(f"{weights_that_differ(patient_take, patient_restore):,} weights differ
 # %% [markdown] name="clinic-random-diagnosis"
 # <details><summary>Diagnosis</summary>
 #
-# Dropout draws from a global random generator, whose state is not in the checkpoint. Nothing breaks; the run is another one. Whoever
-# looks for a bug by repeating a run will look for it in vain.
+# Dropout draws from a global random generator, whose state is not in the checkpoint. Nothing breaks; the run is another one, and
+# a bug that showed itself before the restart may not come back.
 # </details>
 
 # %% name="clinic-random-cure" tags=["clinic"]

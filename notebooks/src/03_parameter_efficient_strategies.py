@@ -48,7 +48,7 @@ progress("03")
 # - **Rank** of a matrix: how many directions it can write to. A matrix of rank r is a product of an [out, r] and an [r, in] matrix.
 # - **Singular values**: how strongly a matrix acts along its own directions, sorted. **Energy**: the sum of their squares.
 # - **Optimiser state**: AdamW remembers two numbers for each parameter that it trains.
-# - **Interval**: a 95 % confidence interval. Of 100 such intervals about 95 hold the true value.
+# - **Interval**: a 95% confidence interval. Of 100 such intervals about 95 hold the true value.
 # - **Bag of words**: a classifier that knows which words occur and not in which order. **Chance**: what guessing would score.
 # - **Names in the code** end in their axes: `weight_OI` has a row for each channel out (O), a column for each channel in (I).
 #
@@ -176,7 +176,7 @@ table(
 )
 
 # %% [markdown] name="share-question"
-# A course on the subject may tell you shares such as *LoRA 0.1 %, prefix 0.1 %, adapters 1 to 5 %, BitFit 0.05 %* (these are
+# A course on the subject may tell you shares such as *LoRA 0.1%, prefix 0.1%, adapters 1 to 5%, BitFit 0.05%* (these are
 # the source's), as if they belonged to the strategies. The chart counts them with common settings: LoRA on queries and
 # values alone (in GPT-2's layout one layer holds the keys too), a prefix without the network that makes it.
 #
@@ -227,9 +227,9 @@ factor = lora_shares["BERT-base"] / lora_shares["Llama-2-7B"]
 options = {1.0: "stays the same", 4.0: "falls to about a quarter", 0.25: "rises to about four times as much"}
 compare(
     share_guess,
-    f"From {lora_shares['BERT-base']:.2f} % to {lora_shares['Llama-2-7B']:.3f} %: a factor of {factor:.1f} less. An update of rank r "
+    f"From {lora_shares['BERT-base']:.2f}% to {lora_shares['Llama-2-7B']:.3f}%: a factor of {factor:.1f} less. An update of rank r "
     "beside a d x d weight has 2 r d parameters and the weight d², so the share falls as models get wider. Shares belong to a strategy, its "
-    f"settings *and* a model: for LoRA they reach from {min(lora_shares.values()):.2g} to {max(lora_shares.values()):.2g} % here. "
+    f"settings *and* a model: for LoRA they reach from {min(lora_shares.values()):.2g} to {max(lora_shares.values()):.2g}% here. "
     + (f"Not in the chart: {'; '.join(without)}." if without else ""),
     options[min(options, key=lambda f: abs(np.log(factor / f)))],
 )
@@ -378,7 +378,7 @@ plots.show(
     plots.draw_dots(
         {NAMES[name]: {"accuracy": (i.value, max(0, i.low), min(100, i.high))} for name, i in intervals.items()},
         number="{:.1f}",
-        xlabel=f"accuracy on {len(live_tests)} sentences, %: mean over {len(SEEDS)} samples of {LABELS}, with its 95 % interval",
+        xlabel=f"accuracy on {len(live_tests)} sentences, %: mean over {len(SEEDS)} samples of {LABELS}, with its 95% interval",
         references={"chance": 50.0},
     ),
     alt="Accuracy of two baselines and five strategies, each with its interval over three samples.",
@@ -391,11 +391,11 @@ lead = mean_interval(ahead)
 clear = NAMES[ranked[0]] if lead.low > 0 else "none of them"
 compare(
     winner_guess,
-    f"First is {NAMES[ranked[0]]} with {intervals[ranked[0]].value:.1f} %, then {NAMES[ranked[1]]} with {intervals[ranked[1]].value:.1f} %. Sample by sample "
+    f"First is {NAMES[ranked[0]]} with {intervals[ranked[0]].value:.1f}%, then {NAMES[ranked[1]]} with {intervals[ranked[1]].value:.1f}%. Sample by sample "
     f"the first leads by {lead.value:+.1f} points (interval {lead.low:+.1f} to {lead.high:+.1f}), "
     + ("more than luck would easily explain." if lead.low > 0 else "which luck alone could explain.")
-    + f" All five lie between {intervals[ranked[-1]].value:.1f} and {intervals[ranked[0]].value:.1f} %; the head alone has "
-    f"{intervals['head alone'].value:.1f} %, a bag of words {intervals['bag of words'].value:.1f} %. Three samples make wide intervals, and the "
+    + f" All five lie between {intervals[ranked[-1]].value:.1f} and {intervals[ranked[0]].value:.1f}%; the head alone has "
+    f"{intervals['head alone'].value:.1f}%, a bag of words {intervals['bag of words'].value:.1f}%. Three samples make wide intervals, and the "
     "leader was picked after the race, which makes its lead look larger than it is: more samples are needed, and they are in the record.",
     clear,
 )
@@ -433,8 +433,8 @@ for n in comparison.labels:
     order = sorted(TRIALS, key=lambda name: -np.mean(by_labels[name][n]))
     over_next, over_head = paired_lead(order[0], order[1], n), paired_lead(order[0], "head alone", n)
     lines.append([
-        n, NAMES[order[0]], f"{np.mean(by_labels[order[0]][n]):.1f} %", f"{over_next:+.1f}", f"{over_head:+.1f}",
-        f"{np.mean(by_labels[order[-1]][n]):.1f} %", f"{np.mean(by_labels['bag of words'][n]):.1f} %",
+        n, NAMES[order[0]], f"{np.mean(by_labels[order[0]][n]):.1f}%", f"{over_next:+.1f}", f"{over_head:+.1f}",
+        f"{np.mean(by_labels[order[-1]][n]):.1f}%", f"{np.mean(by_labels['bag of words'][n]):.1f}%",
     ])  # fmt: skip
 display(
     table(
@@ -442,8 +442,8 @@ display(
             "labels",
             "first of the five",
             "its accuracy",
-            "points ahead of the second (95 % interval)",
-            "points ahead of the head alone (95 % interval)",
+            "points ahead of the second (95% interval)",
+            "points ahead of the head alone (95% interval)",
             "accuracy of the last",
             "bag of words",
         ],
@@ -657,7 +657,7 @@ Markdown(
     "queries). "
     f"Twice the alpha moves the weight {doubled:.1f} times as far in the first step, at the same learning rate: Adam moves "
     "every number of B by the rate, whatever its gradient's size, and alpha multiplies what comes of it. So alpha acts as a factor on the "
-    "learning rate of B: whoever changes one must look at the other. At a fixed alpha "
+    "learning rate of B: change one, and look at the other. At a fixed alpha "
     f"the first step has length {views[1].moved:.0f}, {views[8].moved:.0f} and {views[64].moved:.0f} at ranks 1, 8 and 64: the division by the rank "
     "keeps it from growing with the number of directions (it falls, roughly with the square root, which is why "
     "`rank_stabilized=True` divides by the root; arXiv:2312.03732).\n\n</details>"
@@ -759,8 +759,8 @@ display(
 )
 compare(
     skill_guess,
-    f"With its matrices put back the model has {untouched:.1f} %, with all of its changes {full_accuracy:.1f} %, with rank 8 of them "
-    f"{cut_accuracy[8]:.1f} %, and with rank 1 {cut_accuracy[1]:.1f} %. One standard error of an accuracy on {len(live_tests)} sentences is "
+    f"With its matrices put back the model has {untouched:.1f}%, with all of its changes {full_accuracy:.1f}%, with rank 8 of them "
+    f"{cut_accuracy[8]:.1f}%, and with rank 1 {cut_accuracy[1]:.1f}%. One standard error of an accuracy on {len(live_tests)} sentences is "
     f"{error:.1f} points, so read this as a picture of one sample. "
     + (
         f"What the matrices add is {added:.1f} points, too little to divide."
@@ -772,7 +772,7 @@ compare(
             else "Accuracy goes about as energy goes."
         )
     )
-    + f" LoRA trained at rank 8 has {rank_accuracy[8]:.1f} %.",
+    + f" LoRA trained at rank 8 has {rank_accuracy[8]:.1f}%.",
     min((0.95, 0.5, 0.05), key=lambda v: abs(v - skill_kept)) if added >= error else None,
 )
 
@@ -972,9 +972,9 @@ apply(untrained, TRIALS["prefix"].strategy)
 at_start_LH = 100 * attention_on_prefix(prefix_cache(untrained), sentences)
 compare(
     attention_guess,
-    f"{on_prefix_LH.mean():.0f} % on average (before training it was {at_start_LH.mean():.0f} %; an even share would be {100 * even:.0f} %). By layer: "
+    f"{on_prefix_LH.mean():.0f}% on average (before training it was {at_start_LH.mean():.0f}%; an even share would be {100 * even:.0f}%). By layer: "
     + ", ".join(f"{share:.0f}" for share in on_prefix_LH.mean(1))
-    + f" %; single heads reach from {on_prefix_LH.min():.0f} to {on_prefix_LH.max():.0f} %.",
+    + f"%; single heads reach from {on_prefix_LH.min():.0f} to {on_prefix_LH.max():.0f}%.",
     float(on_prefix_LH.mean()),
     near=7,
 )
@@ -1126,7 +1126,7 @@ without_keys = float((back_BC - trained_BC).abs().max() / trained_BC.abs().max()
 table(
     ["biases of", "length before", "length of the change", "the change as a share"],
     [
-        [kind, f"{by_kind[kind][1] ** 0.5:.2f}", f"{by_kind[kind][0] ** 0.5:.2f}", f"{share:.1f} %"]
+        [kind, f"{by_kind[kind][1] ** 0.5:.2f}", f"{by_kind[kind][0] ** 0.5:.2f}", f"{share:.1f}%"]
         for kind, share in relative.items()
     ],
 )
@@ -1135,7 +1135,7 @@ table(
 first_kind = next(iter(relative))
 compare(
     bias_guess,
-    f"{first_kind.capitalize()}: {relative[first_kind]:.0f} % of their length before, the least {list(relative)[-1]} ({relative[list(relative)[-1]]:.1f} %). "
+    f"{first_kind.capitalize()}: {relative[first_kind]:.0f}% of their length before, the least {list(relative)[-1]} ({relative[list(relative)[-1]]:.1f}%). "
     "The keys are a trap. A key's bias adds the same number to a query's scores for *all* keys, and softmax does not see what is common to all: "
     "the true gradient is 0, pre-training has left these biases near 0, and what moves them now is rounding, which Adam scales up to full "
     f"steps. Proof: put the keys' biases back to what they were, and the logits change by {without_keys:.0e} of the largest.",
@@ -1174,7 +1174,7 @@ the_same = ["full", "BitFit", "LoRA, merged"]
 noise = max(abs(overhead[name] - 100) for name in the_same)
 more = {name: overhead[name] - 100 for name in ("LoRA", "prefix tuning", "adapter layers")}
 Markdown(
-    f"{', '.join(the_same)} compute exactly what the base computes, so their distance from 100 %, up to {noise:.0f} points, is this machine's noise. "
+    f"{', '.join(the_same)} compute exactly what the base computes, so their distance from 100%, up to {noise:.0f} points, is this machine's noise. "
     + ", ".join(f"{name} {extra:+.0f}" for name, extra in more.items())
     + " points: "
     + (
@@ -1603,8 +1603,8 @@ Markdown(
 # <details><summary>Diagnosis</summary>
 #
 # The update is in the weights now, and it still acts beside them: it counts twice. The same happens when a merged checkpoint
-# is loaded and merged again. Whoever merges must switch the update off, and remember that it is merged: <code>merge</code>
-# does both, and refuses a second time.
+# is loaded and merged again. To merge
+# is also to switch the update off and to remember it: <code>merge</code> does both, and refuses a second time.
 # </details>
 
 # %% name="clinic-twice-cure" tags=["clinic"]
@@ -1842,14 +1842,14 @@ def verdict_on_share(setting, low, high):
 
 def reach(setting):
     values = [row[setting] for row in shares.values() if setting in row]
-    return f"{min(values):.2g} to {max(values):.2g} %"
+    return f"{min(values):.2g} to {max(values):.2g}%"
 
 
 claims = [
-    ["LoRA trains about 0.1 % of a model.", "0.1 %", reach("LoRA, rank 8"), verdict_on_share("LoRA, rank 8", 0.1, 0.1)],
-    ["A prefix is about 0.1 % of a model.", "0.1 %", reach("prefix of 16"), verdict_on_share("prefix of 16", 0.1, 0.1)],
-    ["Adapter layers are 1 to 5 %.", "1 to 5 %", reach("adapter, 64 wide"), verdict_on_share("adapter, 64 wide", 1, 5)],
-    ["BitFit trains about 0.05 %.", "0.05 %", reach("BitFit"), verdict_on_share("BitFit", 0.05, 0.05)],
+    ["LoRA trains about 0.1% of a model.", "0.1%", reach("LoRA, rank 8"), verdict_on_share("LoRA, rank 8", 0.1, 0.1)],
+    ["A prefix is about 0.1% of a model.", "0.1%", reach("prefix of 16"), verdict_on_share("prefix of 16", 0.1, 0.1)],
+    ["Adapter layers are 1 to 5%.", "1 to 5%", reach("adapter, 64 wide"), verdict_on_share("adapter, 64 wide", 1, 5)],
+    ["BitFit trains about 0.05%.", "0.05%", reach("BitFit"), verdict_on_share("BitFit", 0.05, 0.05)],
     [
         "LoRA needs a fraction of the memory.",
         "as its share of parameters",
@@ -1869,7 +1869,7 @@ claims = [
     [
         "LoRA costs nothing at inference.",
         "no overhead",
-        f"unmerged {overhead['LoRA']:.0f} % of the base's time, merged {overhead['LoRA, merged']:.0f} %, noise {noise:.0f}",
+        f"unmerged {overhead['LoRA']:.0f}% of the base's time, merged {overhead['LoRA, merged']:.0f}%, noise {noise:.0f}",
         "true once it is merged" if more["LoRA"] > noise else "no difference beyond this machine's noise",
     ],
     [

@@ -48,11 +48,11 @@ progress("04")
 # - **Collator**: makes a batch of examples. **Padding**: what fills short texts up to the longest of a batch.
 # - **Bag of words**: a classifier that knows which words and pairs of words a text has, and not in what order (TF-IDF and a logistic
 #   regression). **From scratch**: the course's encoder with random weights.
-# - **Calibrated**: of the answers given with 80 % confidence, 80 % are right. **ECE**, the expected calibration error: how far from
+# - **Calibrated**: of the answers given with 80% confidence, 80% are right. **ECE**, the expected calibration error: how far from
 #   that, on average.
 # - **Macro F1**: the mean over the classes of F1, the harmonic mean of two shares: of the answers of a class that are right (precision), and
 #   of its texts that are found (recall). **Bootstrap**: an interval from the same texts, drawn again and again with replacement.
-# - **Interval**: a 95 % confidence interval; of 100 such intervals about 95 hold the true value. **Nat**: the unit of a loss with the
+# - **Interval**: a 95% confidence interval; of 100 such intervals about 95 hold the true value. **Nat**: the unit of a loss with the
 #   natural logarithm. **The source**: the text that this course grew out of.
 # - **Names in the code** end in their axes: `labels_BT` has a row for each text of the batch (B) and a column for each position (T).
 #
@@ -174,7 +174,7 @@ n_as_written = len(set(raw))
 Markdown(
     f"{len(raw):,} rows, {n_distinct:,} distinct texts ({n_of['imdb']:,} reviews and {n_of['rotten_tomatoes']:,} sentences): **{len(raw) - n_distinct} rows are copies** of another one "
     f"({len(raw) - n_as_written} of them to the letter). `load_reviews` keeps each text once, and decides its split by a hash of the "
-    "normalised text: whoever adds texts, removes some or shuffles them moves no other text to another side."
+    "normalised text: adding texts, removing some or shuffling them moves no other text to another side."
 )
 
 # %% [markdown] name="duplicates-question"
@@ -213,7 +213,7 @@ plots.show(
         [f"{share:.0%} of the test leaked" for share in leaked],
         *columns(shares_right.values(), times=100),
         references={"chance": 50},
-        xlabel="accuracy of a bag of words on 300 sentences, %, with 95 % confidence intervals",
+        xlabel="accuracy of a bag of words on 300 sentences, %, with 95% confidence intervals",
         number="{:.1f}",
     ),
     alt="Accuracy of the same classifier for a growing share of test sentences that stand in its training text too.",
@@ -364,7 +364,7 @@ plots.show(
         list(shares_of_heads),
         *columns(shares_of_heads.values(), times=100),
         references={"chance": 50},
-        xlabel="accuracy on 300 sentences from 100 labels, %, with 95 % confidence intervals",
+        xlabel="accuracy on 300 sentences from 100 labels, %, with 95% confidence intervals",
         number="{:.1f}",
     ),
     alt="Accuracy of four heads on MiniLM, with intervals.",
@@ -377,7 +377,7 @@ apart_by = max(three.values()) - min(three.values())
 beside_mean = {name: paired_comparison(by_head["mean"], right) for name, right in by_head.items() if name != "mean"}
 compare(
     pooling_guess,
-    f"{', '.join(f'{name} {value:.1f} %' for name, value in three.items())}. The mean, which MiniLM's makers used when they trained it to compare "
+    f"{', '.join(f'{name} {value:.1f}%' for name, value in three.items())}. The mean, which MiniLM's makers used when they trained it to compare "
     "sentences, less each of the others, in points: "
     + "; ".join(
         f"{name} {100 * d.value:+.1f} ({100 * d.low:+.1f} to {100 * d.high:+.1f})"
@@ -478,7 +478,7 @@ curves = {
 sittings = {(s["machine"].get("device", "cpu"), s["date"]) for s in record.provenance()}
 for source, title in SOURCE_NAMES.items():
     shown = {name: as_series(by) for name, by in curves[source].items() if name in SHOWN and len(by) > 1}
-    display(Markdown(f"**{title}**: mean accuracy over samples, with 95 % intervals of the mean."))
+    display(Markdown(f"**{title}**: mean accuracy over samples, with 95% intervals of the mean."))
     display(
         plots.show(
             plots.draw_curves(
@@ -592,7 +592,7 @@ difference = pair.difference
 settled = not difference.holds(0.0)
 compare(
     head_guess,
-    f"Fitted first, less trained with the rest: {100 * difference.value:+.1f} points, 95 % interval {100 * difference.low:+.1f} to "
+    f"Fitted first, less trained with the rest: {100 * difference.value:+.1f} points, 95% interval {100 * difference.low:+.1f} to "
     f"{100 * difference.high:+.1f} for this one sample. "
     + ("" if settled else "The interval holds zero: 300 sentences and one sample do not settle it. ")
     + "The advice rests on frozen features that already tell the classes apart. Where they do not, the fitted head ties the model to what "
@@ -631,7 +631,7 @@ gains_on_reviews = ", ".join(
 )
 compare(
     read_guess,
-    f"Having read, less not having read: {100 * reading_gains.value:+.1f} points, 95 % interval {100 * reading_gains.low:+.1f} to "
+    f"Having read, less not having read: {100 * reading_gains.value:+.1f} points, 95% interval {100 * reading_gains.low:+.1f} to "
     f"{100 * reading_gains.high:+.1f} on the same sentences, for one sample of labels. "
     + (
         "These sentences do not show that it helps. What it read was mostly whole reviews; how near to the task such text must be is a "
@@ -765,12 +765,12 @@ table(["MiniLM", "says negative", "says positive"], [["is negative", *counts[0]]
 pair = paired_comparison(given == wanted, words_given == wanted)
 Markdown(
     f"MiniLM alone is right on {pair.only_a} sentences, the bag of words alone on {pair.only_b}. The difference is "
-    f"{100 * pair.difference.value:.1f} points, 95 % interval {100 * pair.difference.low:.1f} to {100 * pair.difference.high:.1f}. If neither was "
+    f"{100 * pair.difference.value:.1f} points, 95% interval {100 * pair.difference.low:.1f} to {100 * pair.difference.high:.1f}. If neither was "
     f"better, a split at least as uneven would come up with probability {pair.p_value:.1g} (McNemar's exact test)."
 )
 
 # %% [markdown] name="calibration-question"
-# **How sure is it?** Of the answers that a model gives with 90 % confidence, nine in ten should be right. Section 2 went
+# **How sure is it?** Of the answers that a model gives with 90% confidence, nine in ten should be right. Section 2 went
 # back to the best epoch.
 #
 # **Predict.** Suppose it had not: MiniLM as it was after its *last* epoch. Is it right more often than it claims, or less
@@ -995,7 +995,7 @@ Markdown(
     "Right: "
     + ", ".join(f"{name} {n} of 6" for name, n in hits.items())
     + ". Read how sure the wrong ones are: nothing in a probability says that a text is about something else. And six sentences prove "
-    f"little: with six of six, the 95 % interval still begins at {proportion_interval(6, 6).low:.0%}."
+    f"little: with six of six, the 95% interval still begins at {proportion_interval(6, 6).low:.0%}."
 )
 
 # %% [markdown] name="own-csv"
@@ -1119,7 +1119,7 @@ display(
 word_or_class = paired_comparison(as_text, as_class)
 Markdown(
     f"On the same 300 sentences: an answer in a word (encoder-decoder) is right in {as_text.mean():.1%}, one in a class (a head on the encoder, from "
-    f"section 6) in {as_class.mean():.1%}. The difference is {100 * word_or_class.difference.value:+.1f} points, 95 % interval "
+    f"section 6) in {as_class.mean():.1%}. The difference is {100 * word_or_class.difference.value:+.1f} points, 95% interval "
     f"{100 * word_or_class.difference.low:+.1f} to {100 * word_or_class.difference.high:+.1f}."
 )
 
@@ -1171,7 +1171,7 @@ plots.show(
 # %% [markdown] name="chat-remark"
 # **Several turns.** A conversation is the same template, repeated: every answer of the assistant carries loss, with the end
 # of text behind it, and all that others said is read only. Chat models ship such a form of their own, a *chat template*, and
-# understand no other: who fine-tunes one has to use it to the letter.
+# understand no other: to fine-tune one, use it to the letter.
 
 # %% name="draw-chat-mask"
 chat = encode_chat(
@@ -1324,7 +1324,7 @@ plots.show(
             title: {shown_as: share_of(when, task) for when, shown_as in STAGES.items()}
             for task, title in TASK_NAMES.items()
         },
-        xlabel="share of prompts answered as asked, %, with 95 % confidence intervals",
+        xlabel="share of prompts answered as asked, %, with 95% confidence intervals",
         number="{:.0f}",
     ),
     alt="For each task the share of prompts answered as asked, before tuning and after each stage, with intervals.",
@@ -1360,8 +1360,8 @@ display(
 )
 compare(
     before_guess,
-    f"{asked_before:.0f} %: it does not follow the request, so it is right by luck. After tuning {asked_after['positive'][0]:.0f} % of the reviews that "
-    f"were to be positive are judged so, and {asked_after['negative'][0]:.0f} % of the others. The judge agrees with the model more often than with "
+    f"{asked_before:.0f}%: it does not follow the request, so it is right by luck. After tuning {asked_after['positive'][0]:.0f}% of the reviews that "
+    f"were to be positive are judged so, and {asked_after['negative'][0]:.0f}% of the others. The judge agrees with the model more often than with "
     "people: what a small model writes on demand is plain praise or plain complaint, and people's sentences often are neither. "
     f"Of its runs of eight words {facts['after', 'copied']:.1%} stand in the text of tuning, of people's {facts['after', 'copied by people']:.1%}: "
     + (
@@ -1920,7 +1920,7 @@ Markdown(
 # <details><summary>Diagnosis</summary>
 #
 # The best of thirty on fifty sentences is mostly the luckiest. It is the same with the best epoch, the best rate, the best
-# prompt: whoever chooses on the test reports the luck. Choose on dev sentences, and look at the test once.
+# prompt: to choose on the test is to report the luck. Choose on dev sentences, and look at the test once.
 # </details>
 
 # %% name="clinic-epoch-cure" tags=["clinic"]
@@ -1934,7 +1934,7 @@ def cured_report(on_dev, on_test):
 # %% [markdown] name="clinic-unbalanced-story"
 # ### Patient 7: a report
 #
-# “Nineteen of twenty reviews in our shop are positive. The model is right in 95 %.”
+# “Nineteen of twenty reviews in our shop are positive. The model is right in 95%.”
 
 # %% name="clinic-unbalanced" tags=["clinic"]
 
@@ -1957,7 +1957,7 @@ Markdown("A bag of words scores {:.1%}, and a model that praises everything {:.1
 # %% [markdown] name="clinic-unbalanced-diagnosis"
 # <details><summary>Diagnosis</summary>
 #
-# Accuracy asks how often, not whether anything was learned: whoever never finds a complaint wins. Ask of each class what
+# Accuracy asks how often, not whether anything was learned: a model that never finds a complaint wins. Ask of each class what
 # share of its texts is found, and average these: praising everything then scores one half. (Macro F1 depends on precision
 # too, and with this few complaints it may still prefer the model that finds none: try `two_models(lambda wanted, answers:
 # macro_f1(wanted, answers, 2))`.) The confusion table shows the empty column.
@@ -2123,7 +2123,7 @@ claims = [
     [
         "A fine-tuned model follows instructions.",
         "three examples",
-        f"positive {asked_after['positive'][0]:.0f} %, negative {asked_after['negative'][0]:.0f} % as asked, before {asked_before:.0f} %",
+        f"positive {asked_after['positive'][0]:.0f}%, negative {asked_after['negative'][0]:.0f}% as asked, before {asked_before:.0f}%",
         "measured for the requests that it was tuned on, in other words too",
     ],
 ]

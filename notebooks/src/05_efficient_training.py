@@ -444,7 +444,7 @@ Markdown(
 # means off, as a share of the true one's length?
 
 # %% name="predict-means" jupyter={"source_hidden": true}
-means_guess = guess("The gradient of the mean of means is off by", ["less than 1 %", "1 to 10 %", "more than 10 %"])
+means_guess = guess("The gradient of the mean of means is off by", ["less than 1%", "1 to 10%", "more than 10%"])
 display(means_guess)
 
 # %% name="accumulate"
@@ -497,10 +497,10 @@ compare(
     f"Off by {off_means:.0%}; the sum, divided once, by {off_summed:.0e}, which is rounding. In a mean of means a target of the shortest "
     f"micro-batch weighs {int(pieces[-1].is_target_BL.sum()) / int(pieces[0].is_target_BL.sum()):.1f} times as much as one of the longest. "
     f"In memory, the micro-batch that keeps most keeps {bytes_pieces / bytes_whole:.0%} of what the whole batch keeps. "
-    f"Sorting by length makes it bad; in random order it is {off_unsorted:.0%}. Two batches of 16 differ by {off_other:.0%}, but "
+    f"In random order instead of sorted it is {off_unsorted:.0%}. Two batches of 16 differ by {off_other:.0%}, but "
     "that is noise, which averages out, and this is a bias, which does not. A widely used library had this mistake until "
     "October 2024 (see the sources).",
-    "less than 1 %" if off_means < 0.01 else "1 to 10 %" if off_means < 0.1 else "more than 10 %",
+    "less than 1%" if off_means < 0.01 else "1 to 10%" if off_means < 0.1 else "more than 10%",
 )
 
 # %% [markdown] name="means-cost-question"
@@ -555,7 +555,7 @@ table(
 # %% name="compare-means-cost" jupyter={"source_hidden": true}
 compare(
     cost_guess,
-    f"The mean of means ends {cost.value:+.3f} nats per target away, 95 % interval {cost.low:+.3f} to {cost.high:+.3f} over {len(SEEDS)} "
+    f"The mean of means ends {cost.value:+.3f} nats per target away, 95% interval {cost.low:+.3f} to {cost.high:+.3f} over {len(SEEDS)} "
     "starts. "
     + (
         "The interval holds 0: three starts cannot tell, and a difference of a few hundredths of a nat would need many more. "
@@ -652,7 +652,7 @@ display(
 longer = way_seconds["checkpointing"] / way_seconds["as it is"] - 1
 compare(
     recompute_guess,
-    f"{100 * longer:.0f} % longer in this measurement, for {kept_by['checkpointing'] / kept_by['as it is']:.0%} of what was kept. A "
+    f"{100 * longer:.0f}% longer in this measurement, for {kept_by['checkpointing'] / kept_by['as it is']:.0%} of what was kept. A "
     "forward pass is about a third of a step's arithmetic, so a third more is what to expect of the blocks; the output layer is not "
     "computed again. While a block is computed again its inside is there too, for a moment: that is the last part of its bar. (With dropout it "
     "must draw the same again, which PyTorch sees to.) bf16's error need not be that of section 1: this model is trained, and deeper.",
@@ -1047,7 +1047,7 @@ product_rate = matmul_rate(torch.float32, device)
 planned_time = plan_of("as it is").seconds_per_step(product_rate, 1e9).computing
 missed = [what for what, measured, planned in foretold if abs(measured / planned - 1) > 0.1]
 Markdown(
-    f"{len(foretold) - len(missed)} of {len(foretold)} rows agree within 10 %. "
+    f"{len(foretold) - len(missed)} of {len(foretold)} rows agree within 10%. "
     + (
         f"Not so: {'; '.join(missed)}"
         + (", which section 5 has explained." if missed == ["sent in a step: fsdp"] else ".")
