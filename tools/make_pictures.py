@@ -38,6 +38,7 @@ def main() -> None:
         "03_strategies.png": lambda: png(five_strategies()),
         "04_fine_tuning.png": lambda: png(label_efficiency()),
         "05_training.png": lambda: png(planned()),
+        "06_capstone.png": lambda: png(another_text()),
         "slider.gif": moving_slider,
     }
     for name, draw in pictures.items():
@@ -113,6 +114,20 @@ def planned() -> Figure:
         checkpointing=True, tera_flops=100.0, giga_bytes=50.0,
     )  # fmt: skip
     return draw_plan(plan)
+
+
+def another_text() -> Figure:
+    """What three ways of reading make of a text of another kind."""
+    record = Record(runs.RECORDS_FOLDER / "own_text.jsonl")
+    lines = {}
+    for name in ("full", "LoRA", "from nothing"):
+        values = [(tokens / 1000, nats) for tokens, nats in record.values("own_nats", name=name) if tokens]
+        lines[name] = tuple(zip(*values, strict=True))
+    before = dict(record.values("own_nats", name="full"))[0]
+    return plots.draw_curves(
+        lines, references={"before": before}, log_x=True, size=SMALL,
+        xlabel="thousands of tokens read", ylabel="nats per token",
+    )  # fmt: skip
 
 
 # --- the animation ---------------------------------------------------------------------------------------------------

@@ -28,6 +28,11 @@
 # test suite, the packaging and the release notes that go with it. The analogy breaks where the front end itself changes: each port
 # here rewrites a part of it, and what it understood before can get lost.
 
+# %% name="progress" jupyter={"source_hidden": true}
+from course_lib.lab import progress
+
+progress("06")
+
 # %% [markdown] name="words"
 # <details><summary><b>Words used below</b> (unfold when you meet one)</summary>
 #
