@@ -27,7 +27,7 @@ from course_lib.runtime import pick_device
 from course_lib.schedules import Schedule
 from course_lib.training import StepRecord, new_model, train
 
-LEAST_TO_READ, LEAST_HELD_OUT = 20_000, 2_000  # tokens: below that a run shows chance
+LEAST_TO_READ, LEAST_HELD_OUT = 20_000, 1_000  # tokens: below that a run shows chance
 
 
 @dataclass(frozen=True)
@@ -46,8 +46,8 @@ class OwnText:
             if (found := self.n_tokens(part)) < wanted:
                 raise ValueError(
                     f"{self.name} has {found:,} tokens to {part}, in {len(self.part(part))} of {len(self.texts)} "
-                    f"distinct texts: give at least {wanted:,}. A text of some 300,000 characters in a few hundred "
-                    "paragraphs with an empty line between them is enough"
+                    f"distinct texts: give at least {wanted:,}. Some 500,000 characters in a few hundred "
+                    "paragraphs with an empty line between them are enough"
                 )
 
     @cached_property

@@ -106,7 +106,7 @@ def words_of(texts):
 # ## 1 The text
 #
 # Put your own text in the next cell: a folder of `.txt` files, one `.txt` (texts divided by empty lines), or a `.csv` with a column `text` and,
-# if you have labels, a column `label` of 0s and 1s. A few hundred paragraphs are enough to begin with; where a text cannot carry the
+# if you have labels, a column `label` of 0s and 1s. Half a million characters in a few hundred paragraphs are enough to begin with; where a text cannot carry the
 # experiment, the error says what is missing.
 #
 # Without one, the chapter takes a text that you have already: the documentation of the Python packages that run this course, read from their
@@ -421,9 +421,8 @@ tokens_guess = guess("Most of the fall is due to", ["signs", "words and parts of
 display(tokens_guess)
 
 # %% name="explore-surprise"
-surprise_box = surprise_explorer(
-    snapshots, [t.text for t in text.part("dev") if 80 <= len(t.text) <= 400][:5], tokenizer
-)
+dev_texts = [textwrap.shorten(t.text, 300) for t in text.part("dev") if len(t.text) >= 80]
+surprise_box = surprise_explorer(snapshots, dev_texts[:5], tokenizer)
 display(surprise_box)
 
 # %% name="static-surprise"
@@ -475,7 +474,8 @@ def task_of(a_text, classes):
     return [paragraphs(texts, classes, count, tokens=(20, 40)) for texts, count in wanted]
 
 
-task_text, task_classes = text, PACKAGES_TOLD_APART if OWN is None else text.classes
+most_common = [name for name, _ in Counter(map(class_of, text.part("read"))).most_common(4)]
+task_text, task_classes = text, PACKAGES_TOLD_APART if OWN is None else most_common
 try:
     pool, tests = task_of(task_text, task_classes)
 except ValueError as error:  # a text of one kind has no task in it
