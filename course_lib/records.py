@@ -96,6 +96,22 @@ class Record:
         append_line(self.path, json.dumps({**row, "by": self._sitting}))
         self._known.add(tuple(keys[key] for key in KEYS))
 
+    def drop(self, **equal: object) -> None:
+        """Take out every row whose fields equal these, and each provenance that no row names any more.
+
+        Raises ValueError without a field, which would take out all.
+        """
+        if not equal:
+            raise ValueError("give at least one field of the rows to drop, such as name")
+        if not self.path.exists():
+            return
+        rows = [row for row in self.rows() if any(row.get(key) != value for key, value in equal.items())]
+        named = {row.get("by") for row in rows}
+        kept = [line for line in _lines(self.path) if line in rows or ("provenance" in line and line["id"] in named)]
+        write_atomically(self.path, "".join(json.dumps(line) + "\n" for line in kept))
+        for cached in ("_known", "_sitting"):
+            self.__dict__.pop(cached, None)
+
     def check_about(self) -> None:
         """Refuse to go on with a file that was begun with another `about`.
 
@@ -122,7 +138,8 @@ class Record:
     @cached_property
     def _sitting(self) -> int:
         """The number of the provenance that this object's rows belong to; written before the first of them."""
-        number = len(self.provenance()) if self.path.exists() else 0
+        lines = _lines(self.path) if self.path.exists() else ()
+        number = 1 + max((line["id"] for line in lines if "provenance" in line), default=-1)
         provenance = {
             "command": self.command or " ".join(sys.argv),
             "date": datetime.now(UTC).strftime("%Y-%m-%d"),

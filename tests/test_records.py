@@ -173,3 +173,30 @@ def test_a_record_that_is_not_there_is_missed_by_readers_and_begun_by_writers(pa
             use()
     assert not Record(path).has(**row())
     assert not path.exists()
+
+
+def test_rows_are_dropped_with_what_said_where_they_came_from(record, path):
+    later = Record(path, command="another sitting")
+    later.add(**row(4), value=1.0)
+    for step in (1, 2, 3):
+        record.drop(step=step)
+    assert kept(path) == [(4, 1.0)]
+    assert [sitting["command"] for sitting in Record(path).provenance()] == ["another sitting"]
+    third = Record(path, command="a third")  # takes no number of a sitting that is still named
+    third.add(**row(1), value=2.0)
+    assert [(r["step"], r["by"]) for r in Record(path).rows()] == [(4, 1), (1, 2)]
+
+
+def test_what_was_dropped_can_be_written_again_by_the_same_writer(record, path):
+    record.drop(name="masked", step=2)
+    assert not record.has(**row(2)) and record.has(**row(3))
+    record.add(**row(2), value=7.0)
+    assert sorted(kept(path)) == [THREE[0], (2, 7.0), THREE[2]]
+
+
+def test_dropping_nothing_in_particular_is_refused(record, path):
+    record.drop(name="another")
+    assert kept(path) == THREE
+    with pytest.raises(ValueError, match="give at least one field"):
+        record.drop()
+    assert kept(path) == THREE

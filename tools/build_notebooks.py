@@ -21,6 +21,7 @@ import nbformat
 
 from course_lib.files import write_atomically
 from course_lib.lab import CourseFolder, execute, private_environment
+from course_lib.lab.costs import ChapterCost, Stopwatch, costs_path, record_cost
 
 NOT_WRITTEN = 'raise NotImplementedError("write this, then run the cell again")'
 SOLUTION = re.compile(r"^([ \t]*)### BEGIN SOLUTION[^\n]*\n(.*?)^[ \t]*### END SOLUTION[^\n]*$", re.M | re.S)
@@ -145,23 +146,32 @@ def _stays(output: nbformat.NotebookNode) -> bool:
 
 
 def build(chapter: Chapter, folder: CourseFolder, *, executed: bool = True, say: Callable = print) -> None:
-    """Write a chapter's notebooks, each in one piece, and remove a solution notebook that has become empty."""
+    """Write a chapter's notebooks, each in one piece, and remove a solution notebook that has become empty. What it
+    cost to execute the learner's one is recorded."""
     wanted = chapter.notebooks()
     for path, notebook in wanted.items():
-        if executed:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            execute(
-                notebook,
-                path.parent,
-                environment=private_environment(folder),
-                on_cell=lambda done, cell, _pid, path=path: say(f"  {path.name}: {done} {cell.metadata.name}"),
-            )
+        cost = _executed(notebook, path, folder, say) if executed else None
         keep_what_stays(notebook)
         nbformat.validate(notebook)
         write_atomically(path, nbformat.writes(notebook) + "\n")
+        if cost and path == chapter.learner_path:
+            record_cost(cost, costs_path(folder))
         say(f"wrote {path}")
     if chapter.solutions_path not in wanted:
         chapter.solutions_path.unlink(missing_ok=True)
+
+
+def _executed(notebook: nbformat.NotebookNode, path: Path, folder: CourseFolder, say: Callable) -> ChapterCost:
+    """Run a notebook's cells, where its file will be; what that cost."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    watch = Stopwatch()
+
+    def on_cell(done: int, cell: nbformat.NotebookNode, kernel_pid: int | None) -> None:
+        watch(done, cell, kernel_pid)
+        say(f"  {path.name}: {done} {cell.metadata.name}")
+
+    execute(notebook, path.parent, environment=private_environment(folder), on_cell=on_cell)
+    return watch.cost(path.stem)
 
 
 def differences(notebooks: Path, chapters: list[Chapter] | None = None) -> Iterator[str]:

@@ -115,7 +115,7 @@ class _Progress:
 
     def __call__(self, done: int, _cell: "nbformat.NotebookNode", kernel_pid: int | None) -> None:
         self.done = done
-        self.peak_mib = _peak_mib(kernel_pid) or self.peak_mib
+        self.peak_mib = peak_mib_of(kernel_pid) or self.peak_mib
         self._show()
 
     def finish(self) -> None:
@@ -129,7 +129,8 @@ class _Progress:
         return f"{self.name}: {self.done}/{self.cells} cells, {self.seconds:.0f} s"
 
 
-def _peak_mib(pid: int | None) -> float | None:
+def peak_mib_of(pid: int | None) -> float | None:
+    """The most memory that a process has held, None where the system does not tell."""
     with contextlib.suppress(OSError):  # only Linux writes it down
         if found := re.search(r"VmHWM:\s+(\d+) kB", Path(f"/proc/{pid}/status").read_text("utf-8")):
             return int(found[1]) / 1024

@@ -1,0 +1,91 @@
+"""What the chapters cost: recorded where their notebooks are executed, estimated for the machine that asks."""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from course_lib.lab.execution import peak_mib_of
+from course_lib.lab.folder import CourseFolder
+from course_lib.records import Record
+from course_lib.runtime import matmul_rate
+
+METRIC = "seconds"
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class ChapterCost:
+    """One execution of a chapter's notebook. peak_mib: the kernel's largest memory, None where it cannot be read.
+    slowest, slowest_seconds: the cell that took longest. rate: matrix products in fp32 on the CPU when it began, in
+    operations a second."""
+
+    chapter: str
+    seconds: float
+    peak_mib: float | None
+    slowest: str
+    slowest_seconds: float
+    rate: float
+
+    def on(self, rate: float) -> float:
+        """Seconds on a machine of another rate, as if they were matrix products alone: an estimate.
+
+        Raises ValueError unless the rate is above 0.
+
+        >>> ChapterCost("00_start_here", 40.0, 900.0, "encode", 9.0, rate=2e11).on(1e11)
+        80.0
+        """
+        if not rate > 0:
+            raise ValueError(f"rate is {rate}: give operations a second, above 0, as matmul_rate measures them")
+        return self.seconds * self.rate / rate
+
+
+@dataclass
+class Stopwatch:
+    """What `execute` calls after every cell: adds up what a chapter costs. Started when it is made."""
+
+    rate: float = field(default_factory=lambda: matmul_rate(torch.float32, CPU))
+    peak_mib: float | None = None
+    slowest: tuple[float, str] = (0.0, "")
+    _began: float = field(default_factory=lambda: time.perf_counter())
+    _last: float | None = None
+
+    def __call__(self, _done: int, cell: Mapping, kernel_pid: int | None) -> None:
+        now = time.perf_counter()
+        took, self._last = now - (self._last or self._began), now
+        self.slowest = max(self.slowest, (took, cell["metadata"]["name"]))
+        self.peak_mib = peak_mib_of(kernel_pid) or self.peak_mib
+
+    def cost(self, chapter: str) -> ChapterCost:
+        seconds = (self._last or self._began) - self._began
+        took, name = self.slowest
+        return ChapterCost(chapter, seconds, self.peak_mib, name, took, self.rate)
+
+
+def costs_path(folder: CourseFolder) -> Path:
+    return folder.root / "data" / "records" / "chapters.jsonl"
+
+
+def record_cost(cost: ChapterCost, path: Path) -> None:
+    """Write a chapter's row, in place of an earlier one."""
+    record = Record(path, command=f"python tools/build_notebooks.py {cost.chapter}")
+    record.drop(name=cost.chapter)
+    record.add(
+        name=cost.chapter, seed=0, step=0, metric=METRIC, value=round(cost.seconds, 1),
+        peak_mib=cost.peak_mib and round(cost.peak_mib), slowest=cost.slowest,
+        slowest_seconds=round(cost.slowest_seconds, 1), rate=cost.rate,
+    )  # fmt: skip
+
+
+def read_costs(path: Path) -> dict[str, ChapterCost]:
+    """{chapter: its cost}, as far as they are recorded; empty without a record."""
+    rows = Record(path).rows() if path.exists() else []
+    return {
+        row["name"]: ChapterCost(
+            row["name"], row["value"], row["peak_mib"], row["slowest"], row["slowest_seconds"], row["rate"]
+        )
+        for row in rows
+        if row["metric"] == METRIC
+    }
