@@ -46,6 +46,19 @@ def accuracy(labels_N: ArrayLike, given_N: ArrayLike) -> float:
     return float(accuracy_score(*_labels_and_given(labels_N, given_N)))
 
 
+def majority_baseline(train_labels_N: ArrayLike, test_labels_M: ArrayLike) -> float:
+    """The share of test texts that is right when every one of them is given the class that is most frequent among the
+    training texts (of equally frequent ones the smallest): what learning nothing but a count scores.
+
+    Whole numbers from 0. Raises ValueError for no labels on either side, or a class below 0.
+
+    >>> majority_baseline([1, 1, 0], [0, 0, 0, 1])
+    0.25
+    """
+    train_N, test_M = _classes("training labels", train_labels_N), _classes("test labels", test_labels_M)
+    return float((test_M == np.bincount(train_N).argmax()).mean())
+
+
 def macro_f1(labels_N: ArrayLike, given_N: ArrayLike, n_classes: int) -> float:
     """The mean over the classes of each one's F1: a rare class weighs as much as a frequent one (arXiv:1911.03347).
 

@@ -68,6 +68,20 @@ def frozen_features(
     return features_NE[torch.tensor(order).argsort()].numpy()
 
 
+def fit_probe(features_NE: np.ndarray, labels: np.ndarray, *, strength: float = 0.05) -> Pipeline:
+    """Logistic regression on standardised features, fitted: what a linear reader makes of them. Its `predict_proba`
+    gives the probabilities [N, C] of other texts.
+
+    strength: scikit-learn's C, how far the labels may pull the weights.
+    Raises scikit-learn's ValueError for lengths that differ, or labels all of one class.
+
+    >>> fit_probe(np.array([[0.0], [1.0]]), np.array([0, 1])).predict(np.array([[0.9], [0.2]])).tolist()
+    [1, 0]
+    """
+    probe = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=1000))
+    return probe.fit(features_NE, labels)
+
+
 def probe_accuracy(
     train_NE: np.ndarray,
     train_labels: np.ndarray,
@@ -76,12 +90,8 @@ def probe_accuracy(
     *,
     strength: float = 0.05,
 ) -> float:
-    """Accuracy of a logistic regression on standardised features: what a linear reader finds in them.
-
-    strength: scikit-learn's C, how far the labels may pull the weights.
-    """
-    probe = make_pipeline(StandardScaler(), LogisticRegression(C=strength, max_iter=1000))
-    return float(probe.fit(train_NE, train_labels).score(test_NE, test_labels))
+    """Accuracy of `fit_probe` on the training features: what a linear reader finds in them."""
+    return float(fit_probe(train_NE, train_labels, strength=strength).score(test_NE, test_labels))
 
 
 def fit_bag_of_words(texts: Sequence[str], labels: np.ndarray) -> Pipeline:

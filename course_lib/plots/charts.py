@@ -81,10 +81,12 @@ def draw_bars(
     references: Mapping[str, float] | None = None,
     xlabel: str = "",
     number: str = "{:.2f}",
+    upto: float | None = None,
     width: float = 7.0,
 ) -> Figure:
     """Horizontal bars, the first on top, each with its interval from `lows` to `highs` (values, not distances) and its
-    value at the right edge; references are dashed lines with their names above.
+    value at the right edge; references are dashed lines with their names above. upto: where the axis ends (default: a
+    little beyond the largest).
 
     Raises ValueError if the numbers of names, values and bounds differ, or a bound lies on the wrong side.
 
@@ -111,7 +113,7 @@ def draw_bars(
         below, over = np.subtract(values, lows), np.subtract(highs, values)
         axes.errorbar(values, y, xerr=[below, over], fmt="none", color=INK, capsize=4)
     top = max([*highs, *references.values(), 0.0])
-    axes.set(xlim=(min([0.0, *lows]), 1.05 * top or 1.0), ylim=(len(names) - 0.5, -0.5), xlabel=xlabel)
+    axes.set(xlim=(min([0.0, *lows]), upto or 1.05 * top or 1.0), ylim=(len(names) - 0.5, -0.5), xlabel=xlabel)
     axes.set_yticks(y, names)
     axes.grid(axis="y", visible=False)
     for row, words in zip(y, written, strict=True):

@@ -16,7 +16,8 @@ _HOMES = {
     "laboratory": ("Laboratory",),
     "pages": ("write_page",),
     "pretraining": ("pretrain", "report"),
-    "probe": ("SentimentProbe",),
+    "probe": ("SentenceProbe", "SentimentProbe"),
+    "teaching": ("Taught", "bag_of_words", "frozen", "teach"),
     "recipes": ("RECIPES", "Pretraining", "recipe"),
     "recording": ("RECORDERS", "RECORDS_FOLDER", "record", "record_objectives"),
 }

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any, ClassVar
 
 import numpy as np
 
@@ -20,13 +21,14 @@ class SentimentProbe:
     Every method reads the same stretch of each text.
     """
 
+    source: ClassVar[str] = "imdb"
     labels: Sequence[int] = (100, 500, 2000)
     seeds: int = 5
     tests: int = 2000
 
     @cached_property
     def _pools(self) -> tuple[list[Review], list[Review]]:
-        pool, tests = data.reviews_of("train", "imdb"), data.reviews_of("test", "imdb")
+        pool, tests = (data.reviews_of(split, self.source) for split in ("train", "test"))
         return pool[: 2 * max(self.labels)], tests[: self.tests]
 
     @property
@@ -56,19 +58,25 @@ class SentimentProbe:
         for (labels, seed), accuracy in accuracies.items():
             record.add(name=name, seed=seed, step=step, metric=f"probe_{labels}", value=accuracy)
 
-    def _each(self, read: Callable, accuracy: Callable) -> dict[tuple[int, int], float]:
-        tests = self.test_reviews
+    def rows(self, read: Callable[[list[str]], Any]) -> tuple[dict[tuple[int, int], tuple], tuple]:
+        """{(labels, seed): (rows, labels) to learn from}, and (rows, labels) to be tested on. A row is what `read`
+        gives for a text: each text is read once."""
         samples = {(n, seed): self.sample(n, seed) for n in self.labels for seed in range(self.seeds)}
         texts = list({review.text: None for sample in samples.values() for review in sample})
-        place = {text: n for n, text in enumerate(texts)}
-        train_NE, test_NE = read(texts), read([review.text for review in tests])
-        test_labels = np.array([review.label for review in tests])
-        return {
-            key: accuracy(
-                train_NE[[place[review.text] for review in sample]],
-                np.array([review.label for review in sample]),
-                test_NE,
-                test_labels,
-            )
+        place, of_texts = {text: n for n, text in enumerate(texts)}, read(texts)
+        learned = {
+            key: (of_texts[[place[review.text] for review in sample]], np.array([review.label for review in sample]))
             for key, sample in samples.items()
         }
+        tests = self.test_reviews
+        return learned, (read([review.text for review in tests]), np.array([review.label for review in tests]))
+
+    def _each(self, read: Callable, accuracy: Callable) -> dict[tuple[int, int], float]:
+        learned, tests = self.rows(read)
+        return {key: accuracy(*sample, *tests) for key, sample in learned.items()}
+
+
+class SentenceProbe(SentimentProbe):
+    """The same on single Rotten Tomatoes sentences."""
+
+    source = "rotten_tomatoes"
