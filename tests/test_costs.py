@@ -5,7 +5,7 @@ from build_notebooks import build
 from test_build_notebooks import chapter_of, folder  # noqa: F401 a fixture
 
 from course_lib.lab import costs
-from course_lib.lab.costs import ChapterCost, Stopwatch, costs_path, read_costs, record_cost
+from course_lib.lab.costs import ChapterCost, Stopwatch, costs_path, read_costs, record_cost, title_and_words
 from course_lib.records import Record
 
 
@@ -55,3 +55,16 @@ def test_executing_a_chapter_records_it_and_its_solutions_not(folder):  # noqa: 
     one = found["01_tiny"]
     assert 0 < one.slowest_seconds <= one.seconds and one.rate > 0
     assert one.slowest in {"imports", "look", "exercise-double-code", "exercise-double-check"}
+
+
+def test_the_words_of_a_chapter_are_those_of_its_prose(folder):  # noqa: F811
+    chapter = chapter_of(folder)
+    build(chapter, folder, executed=False, say=lambda line: None)
+    assert title_and_words(chapter.learner_path) == ("A chapter", 2 + 3)  # and "Exercise: double it"
+
+
+def test_a_notebook_without_a_title_is_refused(folder):  # noqa: F811
+    chapter = chapter_of(folder, '# %% [markdown] name="prose"\n# no title\n')
+    build(chapter, folder, executed=False, say=lambda line: None)
+    with pytest.raises(ValueError, match="has no title"):
+        title_and_words(chapter.learner_path)

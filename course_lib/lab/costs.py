@@ -1,5 +1,7 @@
 """What the chapters cost: recorded where their notebooks are executed, estimated for the machine that asks."""
 
+import json
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -7,6 +9,7 @@ from pathlib import Path
 
 import torch
 
+from course_lib.files import read_text
 from course_lib.lab.execution import peak_mib_of
 from course_lib.lab.folder import CourseFolder
 from course_lib.records import Record
@@ -89,3 +92,16 @@ def read_costs(path: Path) -> dict[str, ChapterCost]:
         for row in rows
         if row["metric"] == METRIC
     }
+
+
+def title_and_words(chapter: Path) -> tuple[str, int]:
+    """A notebook's title, and how many words its prose has, what is folded included.
+
+    Raises ValueError where no cell holds a title.
+    """
+    cells = json.loads(read_text(chapter))["cells"]
+    prose = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
+    titles = [found[1] for text in prose if (found := re.search(r"^# (.+)$", text, re.M))]
+    if not titles:
+        raise ValueError(f"{chapter.name} has no title: its first cell begins with one `#`")
+    return titles[0], sum(len(re.findall(r"[A-Za-z]\w*", re.sub(r"<[^>]+>|\(http\S+\)", " ", text))) for text in prose)

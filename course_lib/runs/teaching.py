@@ -1,5 +1,5 @@
-"""A task taught from few labels, in seconds: ways to read a text, each with the simplest classifier on top, over several
-samples of labels. Nothing is fine-tuned.
+"""A task taught from few labels, in seconds: ways to read a text, each with the simplest classifier on top, over
+several samples of labels. Nothing is fine-tuned.
 
 Axes: N a text, E a feature.
 """

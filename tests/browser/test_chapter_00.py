@@ -1,0 +1,36 @@
+"""Chapter 0 as a learner meets it: run whole, a sentence typed and judged, sliders moved by keyboard."""
+
+import pytest
+
+CHAPTER = "00"
+pytestmark = [pytest.mark.browser, pytest.mark.slow]
+
+
+def test_run_all_leaves_no_error_in_the_notebook(chapter):
+    assert chapter.output_errors() == []
+    assert [text for text in chapter.banners() if text.strip()] == []
+
+
+@pytest.mark.parametrize(("name", "keys", "shown"), [("labels", ["Home"], "20"), ("sample", ["End"], "5")])
+def test_a_slider_moved_by_keyboard_redraws_its_figure(move_slider, name, keys, shown):
+    move_slider(name, keys, shown)
+
+
+def test_a_sentence_is_judged_when_tab_leaves_it(chapter, tmp_path):
+    page = chapter.page
+    area = page.locator(".widget-textarea textarea").first
+    area.scroll_into_view_if_needed()
+    explorer = area.locator("xpath=ancestor::*[contains(concat(' ', @class, ' '), ' jp-OutputArea-output ')][1]")
+    image = explorer.locator("img").first.element_handle()
+    before = page.evaluate("image => image.src", image)
+    area.fill("A dull film that nobody needs.")
+    area.press("Tab")
+    page.wait_for_function("([image, before]) => image.src !== before", arg=[image, before], timeout=60_000)
+    chapter.wait_until_idle()
+    assert [text for text in chapter.banners() if text.strip()] == []
+    page.screenshot(path=tmp_path / "own-sentence.png")
+
+
+def test_no_script_error_and_no_request_off_loopback(chapter):
+    assert chapter.faults.script_errors == []
+    assert chapter.faults.requests_off_loopback == []
