@@ -61,6 +61,8 @@ progress("00")
 #   that reads them.
 # - **Bag of words**: a classifier that knows which words and pairs of words a text has, and not their order: TF-IDF and logistic regression.
 # - **Names in the code** end in their axes: `ids_BT` has a row for each text of a batch (B) and a column for each position (T).
+#
+# Every term of the course: [the glossary](../docs/glossary.md).
 # </details>
 
 # %% name="setup" tags=["setup"] jupyter={"source_hidden": true}
