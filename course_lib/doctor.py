@@ -66,8 +66,7 @@ def _memory() -> tuple[str, str]:
 
 
 def _chapters() -> tuple[str, str]:
-    folder = CourseFolder.here()
-    return "ok", f"{len(folder.chapters())} in {folder.notebooks}"
+    return "ok", f"{len(CourseFolder.here().chapters())} notebooks"
 
 
 def _reviews() -> tuple[str, str]:
@@ -94,7 +93,7 @@ def _models() -> tuple[str, str]:
 
 
 def _chromium() -> tuple[str, str]:
-    found = [path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))]
+    found = [name for name in ("chromium", "chromium-browser", "google-chrome") if shutil.which(name)]
     return ("ok", found[0]) if found else ("note", "not here; only the browser tests want it (apt install chromium)")
 
 
