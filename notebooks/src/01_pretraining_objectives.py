@@ -50,7 +50,7 @@ progress("01")
 # - **Held out**: text that no model of this course is trained on. **Seed**: what a random generator starts from.
 # - **Frozen features, probe**: a model's hidden states, unchanged, and a simple classifier that reads them. A **sample** is a
 #   set of labelled reviews, drawn at random, that a probe learns from.
-#   **Bag of words**: a classifier that knows which words occur and not in which order.
+#   **Bag of words**: a classifier that knows which words and pairs of words a text has, and not in what order.
 # - **Names in the code** end in their axes: `ids_BT` has a row for each text of a batch (B) and a column for each position
 #   (T); N counts anything else, Q and K are the positions that look and are looked at.
 #

@@ -48,8 +48,8 @@ progress("02")
 #   **Dropout**: setting some values to 0 at random while training.
 # - **Held out**: text that no model of this course is trained on. **Seed**: what a random generator starts from.
 # - **Checkpoint**: everything that it takes to go on with a run, or only the model as it was at some step.
-# - **Probe**: a logistic regression on a model's *frozen* features. **Bag of words**: a classifier that knows which words occur
-#   and not in which order.
+# - **Probe**: a logistic regression on a model's *frozen* features. **Bag of words**: a classifier that knows which words
+#   and pairs of words a text has, and not in what order.
 # - **Names in the code** end in their axes: `logits_NV` has a row for each target (N), a column for each token of the
 #   vocabulary (V).
 #

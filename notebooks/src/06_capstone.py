@@ -46,6 +46,8 @@ progress("06")
 # - **Paired interval**: where the difference of two classifiers lies in 95 of 100 such tests, from the texts on which only one is right.
 # - **The source**: the text that this course grew out of. **Names in the code** end in their axes:
 #   `ids_BT` has a row for each text of the batch (B) and a column for each position (T).
+#
+# Every term of the course: [the glossary](../docs/glossary.md).
 # </details>
 
 # %% name="setup" tags=["setup"]
