@@ -354,7 +354,7 @@ compare(
         if at_end["LoRA"] == max(at_end.values())
         else ""
     )
-    + "One run of each, on one order of the text: the gaps are far larger than what another order changes, but no interval is claimed.",
+    + "One run of each, on one order of the text: no interval is claimed, and a gap of a few hundredths would mean nothing.",
     order if order in ORDERS else None,
 )
 
