@@ -109,8 +109,8 @@ def short_answers(metrics: Mapping) -> str:
     )
 
 
-def draw_epochs(metrics: Mapping) -> Figure:
-    """Training and held-out loss by epoch, and which of them was kept."""
+def draw_epochs(metrics: Mapping, size: tuple[float, float] = (7.5, 4.2)) -> Figure:
+    """Training and held-out loss by epoch, and which of them was kept. size: inches."""
     rows, best = metrics["epochs"], metrics["best_epoch"]
     series = {
         "training": [(row["epoch"], row["loss"]) for row in rows if row["loss"] is not None],
@@ -126,6 +126,7 @@ def draw_epochs(metrics: Mapping) -> Figure:
         xlabel="epoch",
         ylabel=f"loss (nats a {'text' if is_classifier else 'token'})",
         kinds=None,
+        size=size,
     )
     figure.axes[0].xaxis.set_major_locator(MaxNLocator(integer=True))
     return figure

@@ -19,12 +19,14 @@ body { margin: 0 auto; max-width: 46rem; padding: 1.25rem 1rem 3rem; background:
 h1 { font-size: 1.5rem; line-height: 1.25; } h2 { font-size: 1.15rem; margin: 2.2rem 0 .5rem; }
 .wide { overflow-x: auto; } table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
 caption, figcaption { color: var(--soft); font-size: .9rem; text-align: left; padding: .3rem 0; }
+th { overflow-wrap: break-word; }
 th, td { border-bottom: 1px solid var(--line); padding: .3rem .8rem .3rem 0; text-align: left; vertical-align: top; }
 figure { margin: 1rem 0; } img { max-width: 100%; height: auto; background: #fff; border-radius: 4px; }
 pre, blockquote { background: var(--panel); border-radius: 4px; margin: .5rem 0; padding: .6rem .8rem; }
 pre { overflow-x: auto; font: .85rem/1.5 ui-monospace, monospace; overflow-wrap: normal; }
 li { margin: .6rem 0; } .soft { color: var(--soft); }
 """
+SIZE = (5.6, 3.4)  # inches of a figure: its words can be read at 400 pixels too
 # a page that asks for nothing, and whose reader's browser refuses to ask even if it did
 POLICY = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 

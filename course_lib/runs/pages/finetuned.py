@@ -10,7 +10,7 @@ from course_lib.runs.finetuning import facts
 from course_lib.runs.finetuning.examples import CLASSIFICATION
 from course_lib.runs.finetuning.facts import interval
 from course_lib.runs.finetuning.tuned import TEMPERATURE
-from course_lib.runs.pages.elements import code, picture, quotes, section, table, words
+from course_lib.runs.pages.elements import SIZE, code, picture, quotes, section, table, words
 from course_lib.runs.pages.parts import SILENT, files, hashes, machine
 from course_lib.weights import read_settings
 
@@ -57,7 +57,7 @@ def _learning(metrics: Mapping) -> str:
         f"Training and held-out loss over {len(rows)} measurements. Held out: {first['held_out']:.3f} at epoch "
         f"{first['epoch']}, {best['held_out']:.3f} at epoch {best['epoch']}, which was kept."
     )
-    return section("How it learned", words(*facts.training(metrics)), picture(facts.draw_epochs(metrics), alt))
+    return section("How it learned", words(*facts.training(metrics)), picture(facts.draw_epochs(metrics, SIZE), alt))
 
 
 def _of_classifier(metrics: Mapping) -> Iterator[str]:
@@ -86,7 +86,7 @@ def _draw_accuracies(found: Mapping) -> str:
     values, lows, highs = ([one[part] for one in methods.values()] for part in ("value", "low", "high"))
     constant = found["most_frequent_class"]
     figure = draw_bars(list(methods), values, lows, highs, references={"the most frequent class": constant},
-                       xlabel="accuracy, with its 95 % interval", number="{:.3f}")  # fmt: skip
+                       xlabel="accuracy, with its 95 % interval", number="{:.3f}", width=SIZE[0])  # fmt: skip
     said = ", ".join(f"{name} {interval(one)}" for name, one in methods.items())
     return picture(figure, f"Accuracy as bars: {said}; always giving the most frequent class {constant:.3f}.")
 
@@ -108,7 +108,7 @@ def _calibration(found: Mapping) -> Iterator[str]:
     x, y = [one["confidence"] for one in bins], [one["accuracy"] for one in bins]
     ends = [min(x), max(x)] if len(x) > 1 else [min(x) - 0.05, min(1.0, max(x) + 0.05)]
     figure = draw_curves({"honest": (ends, ends)}, {"this model": (x, y)}, kinds=None,
-                         xlabel="probability of the given class", ylabel="share that is right")  # fmt: skip
+                         xlabel="probability of the given class", ylabel="share that is right", size=SIZE)  # fmt: skip
     said = "; ".join(f"{one['confidence']:.2f} claimed, {one['accuracy']:.2f} right, {one['texts']} texts"
                      for one in bins)  # fmt: skip
     yield picture(figure, f"Share of right answers against the claimed probability, by bin: {said}.",

@@ -14,7 +14,7 @@ from course_lib.plots import draw_curves
 from course_lib.pretrained import load_model
 from course_lib.records import Record
 from course_lib.runs.finetuning.tuned import TEMPERATURE, TOKENIZER, TOP_P
-from course_lib.runs.pages.elements import code, picture, quotes, section, table, words
+from course_lib.runs.pages.elements import SIZE, code, picture, quotes, section, table, words
 from course_lib.runs.pages.parts import SILENT, files, hashes, machine
 from course_lib.runtime import seeded
 from course_lib.tokenizer import Tokenizer, load_tokenizer
@@ -116,7 +116,7 @@ def _losses(run: _Run) -> str:
     curves = {"training": _columns(_all(run, "loss"))} | {"held out": _columns(run.held_out)}
     figure = draw_curves({name: curve for name, curve in curves.items() if curve}, {"held out": curves["held out"]},
                          references={"knows nothing": guess}, xlabel="step", ylabel="loss (nats a target)",
-                         kinds=None)  # fmt: skip
+                         kinds=None, size=SIZE)  # fmt: skip
     alt = f"Training and held-out loss by step. Held out: {before:.3f} at first, {lowest:.3f} at step {step:,}."
     once = "One run with one seed: these losses carry no interval."
     rates = _columns(_all(run, "rate"))
@@ -124,7 +124,7 @@ def _losses(run: _Run) -> str:
     if rates:
         top = max(rates[1])
         said = f"Learning rate by step, at most {top:.3g}."
-        more = picture(draw_curves({"rate": rates}, xlabel="step", ylabel="learning rate", size=(7.5, 2.8)), said)
+        more = picture(draw_curves({"rate": rates}, xlabel="step", ylabel="learning rate", size=(SIZE[0], 2.6)), said)
     return section("What it learned", table(rows), words(once), picture(figure, alt), more)
 
 
