@@ -910,8 +910,8 @@ Markdown(
     "The other libraries are not installed here, so no row ran."
     if not HAS_BOTH
     else (
-        "The warm-up differs: there the first step has a rate of 0 and is wasted; here it has a tenth of the peak, and every later one stands one "
-        "step ahead (chapter 2). "
+        "The warm-up differs: there the first step has a rate of 0 and is wasted; here the rise begins with it, so that every later step stands one "
+        "ahead (chapter 2). "
         if warmup_apart
         else "Even the warm-up agrees here: `transformers` has changed it since this was written. "
     )
