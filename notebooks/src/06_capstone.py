@@ -582,9 +582,9 @@ compare(
 # %% [markdown] name="export"
 # ## 5 Take it along
 #
-# What was trained here is not bound to this course. A decoder is laid out as GPT-2 and an encoder as RoFormer, weight for weight, so
-# `transformers` opens them by itself, `peft` opens the LoRA, and both without a network. The next cell saves four things: the decoder that read
-# your text in full, the LoRA that read it, the classifier, and the tokenizer. The one after it opens them with the other libraries, and compares.
+# What was trained here is not bound to this course. A decoder is laid out as GPT-2 and MiniLM as BERT, weight for weight, so
+# `transformers` opens them by itself, `peft` opens the LoRA, and both without a network. The next cell saves the decoder that read
+# your text in full, the LoRA that read it, the classifier, each with its base and tokenizer. The one after it opens them with the other libraries, and compares.
 #
 # **Predict.** The same weights, the same text, two programs. How far apart are the logits, relative to the largest?
 
@@ -599,7 +599,7 @@ saved_here = {
     "the decoder that read in full": save_model(read_models["full"], exported / "decoder", tokenizer),
     "the shipped decoder": save_model(load_checkpoint("decoder"), exported / "base", tokenizer),
     "the LoRA that read, without its base": save_adapter(read_models["LoRA"], exported / "lora"),
-    "the shipped encoder": save_model(load_checkpoint("encoder"), exported / "encoder", tokenizer),
+    "MiniLM, with a tokenizer of its own": save_model(minilm_base, exported / "minilm", minilm_tokenizer),
     "the classifier's LoRA and head": save_adapter(classifiers["LoRA"], exported / "topics"),
 }
 sizes = {path: sum(file.stat().st_size for file in path.iterdir()) for path in saved_here.values()}
@@ -625,8 +625,8 @@ if HAS_BOTH:
     )
     their_decoder = opened("AutoModelForCausalLM", "decoder")
     their_lora = peft.PeftModel.from_pretrained(opened("AutoModelForCausalLM", "base"), exported / "lora").eval()
-    their_encoder = opened("AutoModelForMaskedLM", "encoder")
-    their_topics = peft.PeftModel.from_pretrained(opened("AutoModelForMaskedLM", "encoder"), exported / "topics").eval()
+    their_minilm = opened("AutoModel", "minilm")
+    their_topics = peft.PeftModel.from_pretrained(opened("AutoModel", "minilm"), exported / "topics").eval()
     their_head = load_file(exported / "topics" / "outside_the_base.safetensors")
     theirs = transformers.AutoTokenizer.from_pretrained(exported / "decoder", local_files_only=True)
 else:
@@ -634,17 +634,19 @@ else:
 
 # %% name="export-compare"
 decoder, lora = (copy.deepcopy(read_models[name]).cpu().eval() for name in ("full", "LoRA"))
-encoder, topics = load_checkpoint("encoder"), copy.deepcopy(classifiers["LoRA"]).cpu().eval()
+topics = copy.deepcopy(classifiers["LoRA"]).cpu().eval()
 some = words_of(tests[:4])
 vocabulary = tokenizer.vocabulary
 ids_BT = pad(tokenizer.encode_all(some), vocabulary, length=32, frame=("bos", "eos"))
 is_real_BT = ids_BT != vocabulary.pad
+words_BT = pad(minilm_tokenizer.encode_all(some), minilm_tokenizer.vocabulary, length=32)
+is_word_BT = words_BT != minilm_tokenizer.vocabulary.pad
 ODD = ["", "👍🏽 film", "a [MASK] b [EOS]", "Ünïcödé ﬁ ½", "日本語 x\u0301", "word " * 2000, *some]
 
 
 def mean_of(hidden_BTE):
     """The mean over real tokens, which this course's classifiers read."""
-    return (hidden_BTE * is_real_BT[..., None]).sum(1) / is_real_BT.sum(1, keepdim=True)
+    return (hidden_BTE * is_word_BT[..., None]).sum(1) / is_word_BT.sum(1, keepdim=True)
 
 
 def gap(mine, other):
@@ -658,9 +660,9 @@ if HAS_BOTH:
         logits_there = their_decoder(ids_BT).logits
         gaps["decoder, opened by AutoModelForCausalLM"] = gap(decoder(ids_BT).logits, logits_there)
         gaps["LoRA on the shipped decoder, opened by PeftModel"] = gap(lora(ids_BT).logits, their_lora(ids_BT).logits)
-        hidden = their_topics(ids_BT, attention_mask=is_real_BT.long(), output_hidden_states=True).hidden_states[-1]
+        hidden = their_topics(words_BT, attention_mask=is_word_BT.long()).last_hidden_state
         logits_BC = mean_of(hidden) @ their_head["head.weight"].T + their_head["head.bias"]
-        gaps["classifier: PeftModel, and the head from its file"] = gap(topics(ids_BT, is_real_BT), logits_BC)
+        gaps["classifier: PeftModel, and the head from its file"] = gap(topics(words_BT, is_word_BT), logits_BC)
         moved = copy.deepcopy(decoder)
         next(p for name, p in moved.named_parameters() if name.endswith("c_fc.bias"))[0] += 0.1
         gaps["for control: the decoder with one of its weights moved by 0.1"] = gap(moved(ids_BT).logits, logits_there)
@@ -733,10 +735,10 @@ decoder(ids_BT).logits
 -- there
 their_decoder(ids_BT).logits
 ## hidden states, padding unseen
-encoder.encode(ids_BT, is_real_BT)[is_real_BT]
+minilm_base.encode(words_BT, is_word_BT)[is_word_BT]
 -- there
-their_encoder(ids_BT, attention_mask=is_real_BT.long(),
-    output_hidden_states=True).hidden_states[-1][is_real_BT]
+their_minilm(words_BT, attention_mask=is_word_BT.long()
+    ).last_hidden_state[is_word_BT]
 ## loss per token
 total, count = batch_loss(decoder, causal(ids_BT, vocabulary))
 (total / count).item()
@@ -803,10 +805,10 @@ merge_and_unload(copy.deepcopy(lora))(ids_BT).logits
 -- there
 copy.deepcopy(their_lora).merge_and_unload()(ids_BT).logits
 ## classify
-topics(ids_BT, is_real_BT)
+topics(words_BT, is_word_BT)
 -- there
-hidden = their_topics(ids_BT, attention_mask=is_real_BT.long(),
-    output_hidden_states=True).hidden_states[-1]
+hidden = their_topics(words_BT,
+    attention_mask=is_word_BT.long()).last_hidden_state
 mean_of(hidden) @ their_head["head.weight"].T + their_head["head.bias"]
 ## write on, the likeliest token each time
 generate(decoder, [start], vocabulary, stop_ids=(),
@@ -935,7 +937,7 @@ Markdown(
 with contextlib.chdir(exported), Path("paragraphs.csv").open("w", encoding="utf-8", newline="") as file:
     writer = csv.writer(file)
     writer.writerow(["text", "label"])
-    writer.writerows([t.text, class_of(t)] for t in [*sample(0)[::2], *tests[::2]])
+    writer.writerows([t.text, class_of(t)] for t in [*sample(0)[: len(sample(0)) // 2], *tests])
 with contextlib.chdir(exported):  # so that the page shows no path of this machine
     small_run = FineTune(data="paragraphs.csv", base="encoder", epochs=2, max_tokens=48)
     finished = finetune(small_run, "run", device=device.type)
