@@ -165,3 +165,13 @@ def test_the_three_begin_where_they_should(tiny_decoder):
 
 def test_labels_come_before_files():
     assert module.class_of(Review("a", 1, "x.csv")) == "1" and module.class_of(Review("a", None, "x.txt")) == "x.txt"
+
+
+def test_the_shipped_record_is_about_the_shipped_decoder():
+    record = Record(module.RECORDS_FOLDER / "own_text.jsonl")
+    weights = module.sha256_of(module.CHECKPOINTS_FOLDER / "decoder" / "model.safetensors")
+    about = [(p["decoder_sha256"], p["tokenizer_sha256"], p["reading"]["tokens"]) for p in record.provenance()]
+    assert set(about) == {(weights, module.course_tokenizer().fingerprint, Reading().tokens)}
+    found = {name: dict(record.values("own_nats", name=name)) for name in Reading().methods}
+    assert found["full"][0] == found["LoRA"][0] < found["from nothing"][0]
+    assert all(curve[max(curve)] < curve[0] for curve in found.values())

@@ -1,7 +1,6 @@
 """Checks of chapter 6: bits per byte, the share of n-grams already read, and the better of two models, or neither.
 
-Each compares with the right value on cases where the usual mistakes give other ones, and names the mistake whose value
-was given.
+Each compares with the right value on cases where usual mistakes give others, and names the mistake that was made.
 """
 
 import math
@@ -285,10 +284,9 @@ def verify_pick_better(function: PickBetter) -> str:
         if not isinstance(answer, str) or answer not in ("a", "b", "neither"):
             raise Wrong('Give back "a", "b" or "neither".', texts=duel.in_words(), given=described(answer))
         given.append(answer)
-    wrong = [n for n, duel in enumerate(DUELS) if given[n] != duel.wanted]
-    if wrong:
-        duel = DUELS[wrong[0]]
-        raise Wrong(_cause(given), texts=duel.in_words(), wanted=duel.wanted, given=given[wrong[0]])
+    for duel, answer in zip(DUELS, given, strict=True):
+        if answer != duel.wanted:
+            raise Wrong(_cause(given), texts=duel.in_words(), wanted=duel.wanted, given=answer)
     return f"{len(DUELS)} pairs of models, on 15 to 5,000 texts"
 
 
