@@ -1,14 +1,10 @@
 """Chapter 0 as a learner meets it: run whole, a sentence typed and judged, sliders moved by keyboard."""
 
 import pytest
+from everywhere import EveryChapter, in_a_browser
 
 CHAPTER = "00"
-pytestmark = [pytest.mark.browser, pytest.mark.slow]
-
-
-def test_run_all_leaves_no_error_in_the_notebook(chapter):
-    assert chapter.output_errors() == []
-    assert [text for text in chapter.banners() if text.strip()] == []
+pytestmark = in_a_browser
 
 
 @pytest.mark.parametrize(("name", "keys", "shown"), [("labels", ["Home"], "20"), ("sample", ["End"], "5")])
@@ -31,6 +27,5 @@ def test_a_sentence_is_judged_when_tab_leaves_it(chapter, tmp_path):
     page.screenshot(path=tmp_path / "own-sentence.png")
 
 
-def test_no_script_error_and_no_request_off_loopback(chapter):
-    assert chapter.faults.script_errors == []
-    assert chapter.faults.requests_off_loopback == []
+class TestChapter(EveryChapter):
+    """What holds in every chapter."""
