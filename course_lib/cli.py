@@ -174,7 +174,10 @@ def _count(text: str) -> int:
 def _lab(options: argparse.Namespace) -> int:
     from course_lib import lab
 
-    return lab.launch(options.chapter, reset=options.reset, browser=not options.no_browser, port=options.port)
+    try:
+        return lab.launch(options.chapter, reset=options.reset, browser=not options.no_browser, port=options.port)
+    except RuntimeError as error:  # the server did not come up; its log says why
+        raise ValueError(error) from None
 
 
 def _run(options: argparse.Namespace) -> int:

@@ -285,7 +285,7 @@ def test_rank_stabilisation_divides_by_the_root_of_the_rank():
 def test_a_report_says_what_trains_and_where():
     _, applied = adapted("decoder", LoRA(rank=3, targets=["mlp.c_proj"]))
     assert applied.places == ("transformer.h.0.mlp.c_proj", "transformer.h.1.mlp.c_proj")
-    assert str(applied) == "lora 'default': 240 of 5,664 parameters train (4.24 %), at 2 places"
+    assert str(applied) == "lora 'default': 240 of 5,664 parameters train (4.24%), at 2 places"
 
 
 # LoRA, written out
@@ -443,7 +443,7 @@ def test_checkpointed_blocks_give_the_same_gradients(family, kind):
 @pytest.mark.parametrize("kind", STRATEGIES)
 @pytest.mark.parametrize("family", few(["decoder", "rotary encoder", "encoder-decoder"], "decoder"))
 def test_bf16_autocast_gives_almost_the_same_gradients(family, kind):
-    """bf16 keeps 8 bits of a number: with parts of a size that training makes, 1 to 2 % of the gradient's norm are lost
+    """bf16 keeps 8 bits of a number: with parts of a size that training makes, 1 to 2% of the gradient's norm are lost
     here, and more the larger they are."""
     model, _ = adapted(family, kind)
     if kind not in ("full", "bitfit"):

@@ -35,7 +35,7 @@ def share_read(function: ShareRead) -> ShareRead:
 
 def pick_better(function: PickBetter) -> PickBetter:
     """Check f(is_right_a, is_right_b) -> "a", "b" or "neither", from bool arrays over the same texts: the better one
-    where the 95 % interval of the paired difference leaves no doubt. Prints a verdict; gives back f if it is right,
+    where the 95% interval of the paired difference leaves no doubt. Prints a verdict; gives back f if it is right,
     else the library's."""
     return report(Part("pick_better", function, verify_pick_better, pick_better_reference))[0]
 

@@ -131,9 +131,9 @@ def _judge_fates(batch_BT: Tensor, shown_BT: Tensor, labels_BT: Tensor, vocabula
             if swapped == 0
             else "is the last tenth drawn separately?"
         )
-        raise Wrong(f"{kept} of {n} chosen tokens stayed unchanged; the paper keeps 10 %: {more}", **counted)
+        raise Wrong(f"{kept} of {n} chosen tokens stayed unchanged; the paper keeps 10%: {more}", **counted)
     if swapped == 0:
-        raise Wrong("The paper swaps 10 % for a random token; here none is.", **counted)
+        raise Wrong("The paper swaps 10% for a random token; here none is.", **counted)
     shares = ((hidden, 0.8), (swapped, 0.1), (kept, 0.1))
     if all(abs(count - n * share) <= _slack(n, share) + 0.1 * n * chance for count, share in shares):
         _judge_swaps(batch_BT, shown_BT, is_chosen_BT, vocabulary)
@@ -142,9 +142,9 @@ def _judge_fates(batch_BT: Tensor, shown_BT: Tensor, labels_BT: Tensor, vocabula
     elif abs(hidden - 0.72 * n) < _slack(n, 0.72):
         raise Wrong("Swapping hits a tenth of the hidden ones too: the fates must exclude each other.", **counted)
     elif abs(hidden - 0.1 * n) < _slack(n, 0.1):
-        raise Wrong("The shares are the wrong way round: 80 % become the mask token.", **counted)
+        raise Wrong("The shares are the wrong way round: 80% become the mask token.", **counted)
     else:
-        raise Wrong("It should be 80, 10 and 10 %. One draw in [0, 1) for each token can decide all of it.", **counted)
+        raise Wrong("It should be 80, 10 and 10%. One draw in [0, 1) for each token can decide all of it.", **counted)
 
 
 def _judge_swaps(batch_BT: Tensor, shown_BT: Tensor, is_chosen_BT: Tensor, vocabulary: Vocabulary) -> None:

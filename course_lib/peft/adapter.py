@@ -45,7 +45,7 @@ class Adapter(Strategy):
 
     >>> from course_lib.peft import apply
     >>> print(apply(nn.ModuleDict({"mlp": nn.ModuleDict({"c_proj": nn.Linear(8, 4)})}), Adapter(bottleneck=2)))
-    adapter 'default': 22 of 58 parameters train (37.9 %), at 1 place
+    adapter 'default': 22 of 58 parameters train (37.9%), at 1 place
     """
 
     kind: ClassVar[str] = "adapter"

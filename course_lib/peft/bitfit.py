@@ -17,7 +17,7 @@ class BitFit(Strategy):
 
     >>> from course_lib.peft import apply
     >>> print(apply(nn.Sequential(nn.Linear(3, 2), nn.LayerNorm(2)), BitFit()))
-    bitfit 'default': 4 of 12 parameters train (33.3 %), at 2 places
+    bitfit 'default': 4 of 12 parameters train (33.3%), at 2 places
     """
 
     kind: ClassVar[str] = "bitfit"

@@ -15,7 +15,7 @@ class Full(Strategy):
 
     >>> from course_lib.peft import apply
     >>> print(apply(nn.Linear(3, 2), Full()))
-    full 'default': 8 of 8 parameters train (100 %), at 1 place
+    full 'default': 8 of 8 parameters train (100%), at 1 place
     """
 
     kind: ClassVar[str] = "full"

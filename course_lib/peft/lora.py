@@ -59,7 +59,7 @@ class LoRA(Strategy):
 
     >>> from course_lib.peft import apply
     >>> print(apply(nn.Sequential(nn.Linear(6, 6)), LoRA(rank=2)))
-    lora 'default': 24 of 66 parameters train (36.4 %), at 1 place
+    lora 'default': 24 of 66 parameters train (36.4%), at 1 place
     """
 
     kind: ClassVar[str] = "lora"

@@ -57,7 +57,7 @@ class Applied:
         places = f"{len(self.places)} place{'' if len(self.places) == 1 else 's'}"
         return (
             f"{self.strategy.kind} {self.name!r}: {self.n_trained:,} of {self.n_parameters:,} parameters train "
-            f"({100 * self.share:.3g} %), at {places}"
+            f"({100 * self.share:.3g}%), at {places}"
         )
 
 

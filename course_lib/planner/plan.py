@@ -60,7 +60,7 @@ class Plan:
     precision: a name in PRECISIONS, or Bytes of your own. batch_size: rows [T] of one micro-batch on one device.
     devices: as many train with data of their own. engine: "ddp" (each device holds everything) or "fsdp" (they divide
     weights, gradients and optimiser state). accumulate: micro-batches of a step. predicted: share of positions that are
-    predicted; by default all for a decoder, 15 % for an encoder with its head and none without.
+    predicted; by default all for a decoder, 15% for an encoder with its head and none without.
     fused_attention, has_row_masks, has_dropout: as `Pass` has them.
     Raises ValueError for numbers out of range, an unknown precision or engine, a batch longer than the model, and what
     the strategy refuses.

@@ -20,13 +20,13 @@ def compute_opinions(taught: Mapping[str, Taught], text: str, labels: int, sampl
 
 
 def draw_opinions(opinions: Mapping[str, float]) -> Figure:
-    """A bar for each model, on a scale from 0 to 100 %, with even odds marked."""
+    """A bar for each model, on a scale from 0 to 100%, with even odds marked."""
     return draw_bars(
         list(opinions),
         [100 * share for share in opinions.values()],
         references={"undecided": 50},
         xlabel="probability that the sentence is positive, %",
-        number="{:.0f} %",
+        number="{:.0f}%",
         upto=100,
     )
 

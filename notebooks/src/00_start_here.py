@@ -44,7 +44,7 @@ progress("00")
 #   starts this one over and keeps yours beside it. The solved exercises lie in `work/solutions/`.
 # - **Records.** No number in the prose is typed by hand: a cell computed it, here, or it comes from a *recorded* run that took hours. Then
 #   the text says so, and names the command that makes it again.
-# - **Intervals.** "68 (65 to 71)" is an estimate and its 95 % interval: in 95 of 100 such measurements the true value lies inside. Where two
+# - **Intervals.** "68 (65 to 71)" is an estimate and its 95% interval: in 95 of 100 such measurements the true value lies inside. Where two
 #   intervals overlap widely, the difference may be luck.
 
 # %% [markdown] name="words"
@@ -225,7 +225,7 @@ one_answer = 100 * np.mean(
 
 
 def draw_taught(taught):
-    """Mean accuracy over the samples, with 95 % intervals of the mean, against the number of labels."""
+    """Mean accuracy over the samples, with 95% intervals of the mean, against the number of labels."""
     series = {}
     for name, one in taught.items():
         spread = [mean_interval([100 * value for value in one.accuracies(n)]) for n in probe.labels]
@@ -257,7 +257,7 @@ def lead(first, second, labels=100):
 
 pays = lead("our encoder", "random weights")
 Markdown(
-    "Lines are means over the five samples, bands their 95 % intervals; the dashed line is what one and the same answer for every sentence "
+    "Lines are means over the five samples, bands their 95% intervals; the dashed line is what one and the same answer for every sentence "
     f"scores. With 100 labels the pre-trained encoder leads the same network with random weights by **{pays:+.1f} points**. "
     + (
         "Nothing else differs between the two: the lead is what it has read."
@@ -283,7 +283,7 @@ best, next_best, *_ = sorted(means, key=means.get, reverse=True)
 ahead = lead(best, next_best)
 compare(
     bet,
-    f"With 100 labels: {', '.join(f'{name} {value:.1f} %' for name, value in means.items())}. {best[0].upper() + best[1:]} leads {next_best} by "
+    f"With 100 labels: {', '.join(f'{name} {value:.1f}%' for name, value in means.items())}. {best[0].upper() + best[1:]} leads {next_best} by "
     f"{ahead:+.1f} points"
     + (
         ". "
@@ -374,15 +374,15 @@ Markdown(
         if first_tuned != first_live
         else ""
     )
-    + f"On whole reviews (`transfer`), 100 labels give our encoder {np.mean(on_reviews['fine-tuned']):.1f} % and random weights "
-    f"{np.mean(on_reviews['scratch']):.1f} %."
+    + f"On whole reviews (`transfer`), 100 labels give our encoder {np.mean(on_reviews['fine-tuned']):.1f}% and random weights "
+    f"{np.mean(on_reviews['scratch']):.1f}%."
 )
 
 # %% name="saved" jupyter={"source_hidden": true}
 few = 50
 enough = next((n for n in (100, 200, 500, 1000, 3000) if tuned("bag of words", n) >= tuned("our encoder", few)), None)
 Markdown(
-    f"In labels: our encoder reaches {tuned('our encoder', few):.1f} % with {few}. The bag of words needs "
+    f"In labels: our encoder reaches {tuned('our encoder', few):.1f}% with {few}. The bag of words needs "
     + (
         f"{enough:,} for that, {(enough - few) * minutes['rotten_tomatoes']:.0f} minutes of reading more."
         if enough
@@ -467,7 +467,7 @@ learned_from = [r.label for r in probe.sample(100, 0)]
 Markdown(
     f"On the {len(wanted)} test sentences of this chapter it gives {baseline(learned_from, wanted):.1%}: half of each sample is praise, so the frequent label "
     "tells nothing. In a shop where nineteen of twenty reviews praise, the same function gives "
-    f"{baseline([1] * 19 + [0], [1] * 19 + [0]):.0%}, and a model that is right in 95 % has learned nothing."
+    f"{baseline([1] * 19 + [0], [1] * 19 + [0]):.0%}, and a model that is right in 95% has learned nothing."
 )
 
 # %% [markdown] name="clinic"

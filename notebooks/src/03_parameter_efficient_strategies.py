@@ -49,7 +49,7 @@ progress("03")
 # - **Singular values**: how strongly a matrix acts along its own directions, sorted. **Energy**: the sum of their squares.
 # - **Optimiser state**: AdamW remembers two numbers for each parameter that it trains.
 # - **Interval**: a 95% confidence interval. Of 100 such intervals about 95 hold the true value.
-# - **Bag of words**: a classifier that knows which words occur and not in which order. **Chance**: what guessing would score.
+# - **Bag of words**: a classifier that knows which words and pairs of words a text has, and not in what order. **Chance**: what guessing would score.
 # - **Names in the code** end in their axes: `weight_OI` has a row for each channel out (O), a column for each channel in (I).
 #
 # Every term of the course: [the glossary](../docs/glossary.md).

@@ -543,7 +543,7 @@ plots.show(
         [f"{name}, sample {seed + 1}" for name in shares for seed in SEEDS],
         *columns((i for runs in shares.values() for i in runs), times=100),
         references={"chance": 100 / len(task_classes)},
-        xlabel=f"accuracy on {len(tests)} test paragraphs, %, with 95 % intervals",
+        xlabel=f"accuracy on {len(tests)} test paragraphs, %, with 95% intervals",
         number="{:.1f}",
     ),
     alt="Accuracy of the bag of words and of two strategies on the same test paragraphs, for each sample.",
@@ -717,7 +717,7 @@ rows = [[theirs.bos_token_id, *row, theirs.eos_token_id]
     for row in theirs(some).input_ids]
 theirs.pad({"input_ids": rows},
     return_tensors="pt").input_ids
-## hide 15 % of the tokens, 80/10/10
+## hide 15% of the tokens, 80/10/10
 batch = masked(many_BT, vocabulary, generator=seeded(0))
 asked_and_hidden(batch.input_ids_BT, batch.labels_BL)
 -- there
@@ -869,7 +869,7 @@ def agreement(mine, other):
     """Whether two values agree, and how nearly, in words."""
     if isinstance(mine, dict):  # shares of draws that chance has made
         apart = max(abs(mine[name] - other[name]) for name in mine)
-        words = "; ".join(f"{name} {100 * mine[name]:.1f} and {100 * other[name]:.1f} %" for name in mine)
+        words = "; ".join(f"{name} {100 * mine[name]:.1f} and {100 * other[name]:.1f}%" for name in mine)
         return apart < 0.03, f"other draws, the same shares: {words}" if apart < 0.03 else f"other shares: {words}"
     if isinstance(mine, str):
         return mine == other, "equal" if mine == other else "not equal"
@@ -1065,7 +1065,7 @@ share_read = checks.share_read(my_share_read)
 # %% [markdown] name="exercise-better" tags=["exercise"]
 # ### Exercise 3: the better one, or neither
 #
-# Two models judged the same texts: `is_right_a` and `is_right_b` are arrays of bools, one for each text. Return `"a"` or `"b"` where the 95 % interval
+# Two models judged the same texts: `is_right_a` and `is_right_b` are arrays of bools, one for each text. Return `"a"` or `"b"` where the 95% interval
 # of the difference of their accuracies leaves no doubt which is better, and `"neither"` where it holds 0.
 #
 # <details><summary>Hint 1</summary>
@@ -1270,7 +1270,7 @@ CHECKLIST = [
     ("must", "no text is on two sides", on_two_sides == 0, f"{on_two_sides} are"),
     ("must", "what is saved computes what was trained, to the bit", torch.equal(logits_of(load_model(saved_folder).to(device)), logits_of(read_models["full"])), ""),
     ("must", "with the adapter off, the old model is back, to the bit", is_undone, ""),
-    ("", "hardly any test text was read in pieces (12-grams below 5 %)", share_read(ids_of["test"], ids_of["read"], 12) < 0.05, f"{share_read(ids_of['test'], ids_of['read'], 12):.0%}"),
+    ("", "hardly any test text was read in pieces (12-grams below 5%)", share_read(ids_of["test"], ids_of["read"], 12) < 0.05, f"{share_read(ids_of['test'], ids_of['read'], 12):.0%}"),
     ("", "the loss on dev texts fell, by more than its interval", fall.low > 0, f"by {fall:.2f} nats per token"),
     ("", "test texts cost what dev texts do, within 0.3 nats", abs(test_nats - live["full"][max(live["full"])][0]) < 0.3, f"{test_nats:.2f} nats per token"),
     ("", "reading beats counting pairs of tokens", live["full"][max(live["full"])][0] < bigram_nats, f"{live['full'][max(live['full'])][0]:.2f} and {bigram_nats:.2f} nats"),

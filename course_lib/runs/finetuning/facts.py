@@ -15,7 +15,7 @@ from course_lib.runs.finetuning.examples import CLASSIFICATION
 Table = list[list[str]]
 SHOWN = 200  # characters of a text that a report quotes
 LARGEST_TABLE = 10  # classes; of more, a report names the most frequent confusions
-CHANCE = "In brackets: 95 % intervals, for the chance of which texts are tested, not of which were learned from."
+CHANCE = "In brackets: 95% intervals, for the chance of which texts are tested, not of which were learned from."
 
 
 def cut(text: str, length: int = SHOWN) -> str:
@@ -104,7 +104,7 @@ def short_answers(metrics: Mapping) -> str:
         return "No answer of the test is so short that comparing it word for word would say something."
     return (
         f"Of {met['of']} answers of at most {met['words']} words it gives {interval(met['share'])} word for word "
-        "(95 % interval in brackets; case aside, the likeliest token each time). Always giving the most frequent: "
+        "(95% interval in brackets; case aside, the likeliest token each time). Always giving the most frequent: "
         f"{met['most_frequent_answer']:.3f}."
     )
 

@@ -86,7 +86,7 @@ def _draw_accuracies(found: Mapping) -> str:
     values, lows, highs = ([one[part] for one in methods.values()] for part in ("value", "low", "high"))
     constant = found["most_frequent_class"]
     figure = draw_bars(list(methods), values, lows, highs, references={"the most frequent class": constant},
-                       xlabel="accuracy, with its 95 % interval", number="{:.3f}", width=SIZE[0])  # fmt: skip
+                       xlabel="accuracy, with its 95% interval", number="{:.3f}", width=SIZE[0])  # fmt: skip
     said = ", ".join(f"{name} {interval(one)}" for name, one in methods.items())
     return picture(figure, f"Accuracy as bars: {said}; always giving the most frequent class {constant:.3f}.")
 

@@ -141,7 +141,7 @@ def _probe(run: _Run) -> Iterator[str]:
         [f"{labels:,} labels", f"{step:,}", f"{mean_interval(values):.3f}" if len(values) > 1 else f"{values[0]:.3f}"]
         for (labels, step), values in sorted(found.items())
     ]
-    note = "Accuracy of a probe on frozen features, mean over samples of labels, with its 95 % interval."
+    note = "Accuracy of a probe on frozen features, mean over samples of labels, with its 95% interval."
     yield section("What it has learned of sentiment", table([["", "step", "accuracy"], *rows], note))
 
 
