@@ -191,8 +191,8 @@ table(
 #
 # - **bag of words**: counts words and pairs of words, and has never seen a text before;
 # - **random weights**: a transformer, untrained: its features are a random function of the text;
-# - **our encoder**: the same transformer, pre-trained for this course on film reviews *without their labels*: an hour or two on one core;
-# - **MiniLM**: a published encoder, four times as large, that has read far more text of all kinds, and nothing about films in particular.
+# - **our encoder**: the same transformer, pre-trained for this course on film reviews *without their labels*;
+# - **MiniLM**: a published encoder, larger, that has read far more text of all kinds, and nothing about films in particular.
 #
 # All four get the same labelled sentences, and the same simple classifier (a logistic regression) on top. The transformers stay *frozen*: nothing in
 # them changes.
