@@ -20,8 +20,7 @@
 # - take the result to other libraries and to the command line, and write a report of one page;
 # - tick a checklist that is computed, and can come out badly.
 #
-# **How to read it.** Run the cells in order with Shift+Enter, or all of them with *Run → Run All Cells*, which takes a few minutes. Where it
-# says *Predict*, commit to a guess before you run the next cell. A measured number comes from the cell above it, on your machine, or from a
+# **How to read it.** As [00 Start here](00_start_here.ipynb) says. A measured number comes from the cell above it, on your machine, or from a
 # recorded run that the text names.
 #
 # **If you build compilers:** you have a front end, and you have written a language on top of it. This is the port to another platform, with the
@@ -157,7 +156,8 @@ Markdown(
 )
 
 # %% [markdown] name="repeats-question"
-# No text stands on two sides. But documentation repeats itself: the same parameter is explained with the same words in forty places.
+# No text stands on two sides. But documentation repeats itself: the same parameter is explained with the same words in many places.
+#
 # **Predict.** Take every stretch of twelve tokens in the dev texts. How many of these stretches stand, word for word, in the part that is read?
 
 # %% name="predict-repeats"
@@ -198,8 +198,9 @@ compare(
 # ## 2 Does the tokenizer fit?
 #
 # The course's tokenizer learned its pieces from film reviews. It can write any text, if need be byte by byte, but what it never met
-# it cuts small. Then a row of 256 tokens holds less text, and every step reads less. **Predict.** Reviews take about one and a
-# quarter tokens a word. And this text?
+# it cuts small. Then a row of 256 tokens holds less text, and every step reads less.
+#
+# **Predict.** Reviews take a little more than one token a word. And this text?
 
 # %% name="predict-tokenizer"
 pieces_guess = guess_number("Tokens per word of this text", low=1, high=6, step=0.1, unit="tokens")
@@ -370,7 +371,9 @@ compare(
 )
 
 # %% [markdown] name="forgetting-question"
-# **What was forgotten?** The model read other text, and no review. **Predict.** What has happened to its loss on held-out reviews, at the
+# **What was forgotten?** The model read other text, and no review.
+#
+# **Predict.** What has happened to its loss on held-out reviews, at the
 # last rung, in full and by LoRA?
 
 # %% name="predict-forgetting"
@@ -425,7 +428,9 @@ for n, start in enumerate(STARTS):
 
 # %% [markdown] name="explorer-question"
 # **Where did the loss fall?** Below, each token of a dev text that nobody read, with the nats that it costs the decoder: the bar now, the grey mark before
-# the reading. **Predict.** What made up most of the fall over all dev tokens: signs, such as brackets, dots and dashes, or words and parts of words?
+# the reading.
+#
+# **Predict.** What made up most of the fall over all dev tokens: signs, such as brackets, dots and dashes, or words and parts of words?
 #
 # **Move.** Drag *tokens read* from 0 to the end. Which tokens become cheap first, and which stay dear?
 
