@@ -136,6 +136,7 @@ display(speed_guess)
 
 # %% name="one-step"
 WIDTHS, REPEATS = (64, 128, 256, 512, 1024), 3
+PATIENCE = 5  # seconds: some processors compute 16 bits so slowly that the widest models would take minutes a step
 FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 masked = PretrainingDataset(packed, vocabulary, "masked", batch_size=8).batch(0).to(device)
 
@@ -186,6 +187,8 @@ def compare_products(width):
     pairs = {dtype: [factor.to(dtype) for factor in factors] for dtype in FORMATS.values()}
     took = {dtype: [] for dtype in pairs}
     for _ in range(5 * REPEATS):
+        if sum(map(sum, took.values())) > PATIENCE:
+            break
         for dtype, (left, right) in pairs.items():
             wait_for(device)
             began = time.perf_counter()
@@ -195,15 +198,19 @@ def compare_products(width):
     return float(np.median(took[torch.float32]) / np.median(took[torch.bfloat16]))
 
 
-by_width = {width: compare_formats(width) for width in tqdm(WIDTHS, desc="widths")}
+by_width = {}
+for width in tqdm(WIDTHS, desc="widths"):
+    by_width[width] = compare_formats(width)
+    if 4 * max(seconds for seconds, *_ in by_width[width].values()) > PATIENCE:  # twice the width, four times the work
+        break
 speedup = {width: found["fp32"][0] / found["bf16"][0] for width, found in by_width.items()}
-product_speedup = {width: compare_products(width) for width in tqdm(WIDTHS, desc="products alone")}
+product_speedup = {width: compare_products(width) for width in tqdm(by_width, desc="products alone")}
 display(
     plots.show(
         plots.draw_curves(
             {
-                "a step of training": (WIDTHS, list(speedup.values())),
-                "its largest product alone": (WIDTHS, list(product_speedup.values())),
+                "a step of training": (list(by_width), list(speedup.values())),
+                "its largest product alone": (list(by_width), list(product_speedup.values())),
             },
             references={"equally fast": 1.0},
             xlabel="width of the model (log scale)",
@@ -226,7 +233,7 @@ display(
 )  # fmt: skip
 
 # %% name="compare-precision" jupyter={"source_hidden": true}
-widest, narrowest = WIDTHS[-1], WIDTHS[0]
+widest, narrowest = max(by_width), min(by_width)
 at_widest = speedup[widest]
 bands = {
     "slower": (0, 1),
@@ -237,13 +244,23 @@ bands = {
 paying = [width for width, times in speedup.items() if times > 1.1]
 compare(
     speed_guess,
-    f"{at_widest:.1f} times as fast at width {widest:,}, {speedup[narrowest]:.1f} times at {narrowest}. "
+    (
+        ""
+        if widest == WIDTHS[-1]
+        else f"No step was run above width {widest:,}: it would have taken longer than {PATIENCE} seconds in one of the formats. "
+    )
+    + f"{at_widest:.2g} times as fast at width {widest:,}, {speedup[narrowest]:.2g} times at {narrowest}. "
     + (f"It pays from width {paying[0]} on here. " if paying else "It pays at none of these widths on this machine. ")
-    + f"The largest product of a block, alone, is {product_speedup[widest]:.1f} times as fast at that width"
+    + f"The largest product of a block, alone, is {product_speedup[widest]:.2g} times as fast at that width"
     + (
         ": what is not a product (normalisations, the loss, copying the weights into 16 bits) takes what it took before. "
         if product_speedup[widest] > at_widest
         else ". "
+    )
+    + (
+        "This processor has no instructions for 16 bits: it takes the numbers apart one by one, and a shorter format costs time. "
+        if product_speedup[widest] < 0.5
+        else ""
     )
     + f"Of what is kept for the backward pass, bf16 keeps {by_width[widest]['bf16'][1] / by_width[widest]['fp32'][1]:.0%} "
     "there: copies of the weights in 16 bits are among it, which weigh the more, the wider the model and the smaller the batch. "
@@ -606,8 +623,10 @@ def one_way(batches, dtype, again):
     return time.perf_counter() - began, most, torch.cat([p.grad.flatten() for p in decoder.parameters()])
 
 
-tried = {way: [] for way in WAYS}
+tried, turns_began = {way: [] for way in WAYS}, time.perf_counter()
 for _ in tqdm(range(REPEATS), desc="taking turns"):
+    if time.perf_counter() - turns_began > 3 * PATIENCE:
+        break  # slow enough to be timed once
     for way, how in WAYS.items():
         tried[way].append(one_way(*how))
 way_seconds = {way: float(np.median([t[0] for t in all_tried])) for way, all_tried in tried.items()}
@@ -1695,7 +1714,7 @@ claims = [
     [
         "Mixed precision is two to three times as fast.",
         "2 to 3 times",
-        ", ".join(f"{times:.1f} at width {width}" for width, times in speedup.items()),
+        ", ".join(f"{times:.2g} at width {width}" for width, times in speedup.items()),
         "depends on the width" if max(speedup.values()) > 1.3 * min(speedup.values()) else "see the figures",
     ],
     [
