@@ -1,10 +1,13 @@
-"""Chapter 0 as a learner meets it: run whole, a sentence typed and judged, sliders moved by keyboard."""
+"""Chapter 0 as a learner meets it: run whole, a sentence typed and judged, sliders moved by keyboard; then the kernel
+is started anew, and all runs again."""
 
 import pytest
-from everywhere import EveryChapter, in_a_browser
+from everywhere import EveryChapter, in_a_browser, move_to_both_ends
 
 CHAPTER = "00"
 pytestmark = in_a_browser
+
+KERNEL = "import os; print(os.getpid())"
 
 
 @pytest.mark.parametrize(("name", "keys", "shown"), [("labels", ["Home"], "20"), ("sample", ["End"], "5")])
@@ -29,3 +32,13 @@ def test_a_sentence_is_judged_when_tab_leaves_it(chapter, tmp_path):
 
 class TestChapter(EveryChapter):
     """What holds in every chapter."""
+
+
+def test_a_restarted_kernel_runs_all_again_and_its_sliders_live(chapter):
+    first = chapter.ask(KERNEL)
+    chapter.restart()
+    assert chapter.ask(KERNEL) != first
+    chapter.run_all()
+    assert chapter.output_errors() == []
+    move_to_both_ends(chapter, chapter.slider("labels").control)
+    assert chapter.markdown_of("Guess first")  # folded again: no guess outlives the kernel that heard it

@@ -1,14 +1,13 @@
 """Chapter 1 as a learner meets it: opened by what `make lab` starts, run, its first slider moved by keyboard."""
 
 import pytest
-from everywhere import EveryChapter, in_a_browser, move_to_both_ends
+from everywhere import EveryChapter, in_a_browser
 from lab_page import Faults
 
 CHAPTER = "01"
 pytestmark = in_a_browser
 
 SLIDER = "mask prob"
-KERNEL = "import os; print(os.getpid())"
 VALUE_IN_KERNEL = f"""
 import json, ipywidgets
 from ipywidgets.widgets.widget import _instances as living
@@ -53,13 +52,3 @@ def test_a_script_error_and_a_request_elsewhere_would_be_heard(chapter):
 
 class TestChapter(EveryChapter):
     """What holds in every chapter."""
-
-
-def test_a_restarted_kernel_runs_all_again_and_its_sliders_live(chapter):
-    first = chapter.ask(KERNEL)
-    chapter.restart()
-    assert chapter.ask(KERNEL) != first
-    chapter.run_all()
-    assert chapter.output_errors() == []
-    move_to_both_ends(chapter, chapter.slider(SLIDER).control)
-    assert chapter.markdown_of("Guess first")  # folded again: no guess outlives the kernel that heard it
