@@ -25,6 +25,7 @@ from course_lib.plots.theme import (
     in_theme,
     legend_columns,
     text_width,
+    wrapped,
 )
 from course_lib.plots.tokens import paint_token_legend
 
@@ -104,9 +105,11 @@ def draw_bars(
     left = max(text_width(name) for name in names) + 16
     right = max(text_width(words) for words in written) + 16
     above = 16.0 * len(references) + 8
-    height = BAR * len(names)
-    figure = Figure(figsize=(width, (above + height + (44 if xlabel else 28)) / 72))
-    axes = axes_at(figure, left, above, width * 72 - left - right, height)
+    height, across = BAR * len(names), width * 72 - left - right
+    xlabel = wrapped(xlabel, across + 2 * min(left, right))
+    foot = (44 + 16 * xlabel.count("\n")) if xlabel else 28
+    figure = Figure(figsize=(width, (above + height + foot) / 72))
+    axes = axes_at(figure, left, above, across, height)
     y = np.arange(len(names))
     axes.barh(y, values, color=[colour_of(name) for name in names], height=0.62, edgecolor=INK, linewidth=0.5)
     if highs != lows:
