@@ -51,6 +51,7 @@ def changes_its_argument(train_labels, test_labels):
     return by_mode(train_labels, test_labels)
 
 
+RIGHT = [by_counter, by_arrays, by_mode]
 WRONG = {
     of_label(lambda train, test: statistics.mode(test)): "has seen the answers",
     (lambda train, test: train.count(statistics.mode(train)) / len(train)): "share of the training texts",
@@ -76,14 +77,17 @@ WRONG = {
 }
 
 
-@pytest.mark.parametrize("function", [by_counter, by_arrays, by_mode])
+EXERCISES = {NAME: (checks.majority_baseline, RIGHT, WRONG)}
+
+
+@pytest.mark.parametrize("function", RIGHT)
 def test_a_right_answer_is_accepted_and_given_back(function, capsys):
     assert_accepted(attempt, NAME, function, capsys)
 
 
-@pytest.mark.parametrize(("function", "words"), WRONG.items(), ids=list(WRONG.values()))
-def test_a_wrong_answer_is_diagnosed_and_replaced(function, words, capsys):
-    assert_diagnosed(attempt, NAME, function, words, capsys)
+@pytest.mark.parametrize(("name", "function", "words"), [(NAME, *case) for case in WRONG.items()], ids=WRONG.values())
+def test_a_wrong_answer_is_diagnosed_and_replaced(name, function, words, capsys):
+    assert_diagnosed(attempt, name, function, words, capsys)
 
 
 def test_no_case_depends_on_how_a_tie_is_broken():
@@ -109,7 +113,9 @@ def test_generators_and_gradients_are_left_alone():
     assert_generators_and_grad_mode_are_left_alone(attempt, NAME, by_mode)
 
 
-@pytest.mark.parametrize("answer", ["text", (None, None), [], object(), np.zeros(0), {}, True], ids=repr)
+@pytest.mark.parametrize(
+    "answer", ["text", (None, None), [], object(), np.zeros(0), {}, True], ids=lambda one: type(one).__name__
+)
 def test_nothing_that_comes_back_raises(answer, capsys):
     attempt(NAME, lambda *_labels: answer)
     assert f"✗ {NAME}" in capsys.readouterr().out
