@@ -89,7 +89,7 @@ def test_a_port_that_is_none_is_refused(capsys, port):
 
 def test_a_chapter_that_is_not_there_is_said(capsys):
     assert cli.main(["run", "99"]) == 2
-    assert "there is no chapter 99: choose from 01_" in capsys.readouterr().err
+    assert "there is no chapter 99: choose from 00_" in capsys.readouterr().err
 
 
 def test_the_doctor_finds_this_installation_in_order(capsys):

@@ -28,6 +28,7 @@ from course_lib.evaluation import (
     unigram_loss,
 )
 from course_lib.finetuning import Classifier, FineTuning, fine_tune, predictions
+from course_lib.finetuning.tuning import nearest
 from course_lib.generation import generate
 from course_lib.model import Encoder
 from course_lib.pretrained import load_checkpoint, save_model
@@ -325,5 +326,5 @@ def test_an_unknown_method_is_refused_before_anything_is_computed():
 
 def test_the_setting_is_that_of_the_nearest_number_of_labels():
     settings = {n: FineTuning(seed=n) for n in (100, 500, 3000)}
-    nearest = {labels: transfer._setting(settings, labels).seed for labels in (8, 100, 200, 250, 1000, 1500, 9000)}
-    assert nearest == {8: 100, 100: 100, 200: 100, 250: 500, 1000: 500, 1500: 3000, 9000: 3000}
+    chosen = {labels: nearest(settings, labels).seed for labels in (8, 100, 200, 250, 1000, 1500, 9000)}
+    assert chosen == {8: 100, 100: 100, 200: 100, 250: 500, 1000: 500, 1500: 3000, 9000: 3000}
