@@ -525,7 +525,7 @@ def test_a_text_of_fewer_rows_than_a_batch_is_refused_and_no_folder_made(tmp_pat
 # ---------------------------------------------------------------- when it ends
 
 
-WORSE = CAUSAL.with_(tokens=32 * 4 * 20, save_every=2, peak_rate=1.0, warmup=0, patience=2)  # each step does harm
+WORSE = CAUSAL.with_(tokens=32 * 4 * 20, save_every=2, peak_rate=1.0, warmup=0, patience=2, dtype="float32")  # each step does harm
 
 
 @pytest.mark.slow
