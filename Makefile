@@ -4,6 +4,7 @@ PYTHON ?= python3
 PYTEST_FLAGS ?=
 BIN := .venv/bin
 READY := .venv/.ready
+BROWSER ?= tests/browser
 CELL_TIMEOUT := 600
 TWO_AT_A_TIME := $(BIN)/python -m pytest -n 2 --dist loadfile
 
@@ -47,7 +48,7 @@ bench: $(READY)  ## the benchmarks, ours beside a peer
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
 
 browser: $(READY)  ## every chapter in a real Chromium: run whole, every control moved
-	$(BIN)/python -m pytest -m browser tests/browser $(PYTEST_FLAGS)
+	$(BIN)/python -m pytest -m browser $(BROWSER) $(PYTEST_FLAGS)
 
 # The stamp is touched last, so an installation that was cut off starts again.
 $(READY): pyproject.toml constraints.txt
