@@ -533,11 +533,9 @@ WORSE = CAUSAL.with_(tokens=32 * 4 * 20, save_every=2, peak_rate=0.3, warmup=0, 
 def test_patience_ends_a_run_that_gets_worse_and_the_model_is_the_best_checkpoint(tmp_path):
     rows = list(pretrain(WORSE, tmp_path, device="cpu"))
     losses = {row.step: row.held_out for row in rows if row.held_out is not None}
-    assert max(losses) == rows[-1].step
+    assert max(losses) == rows[-1].step < WORSE.steps
     lowest = min(losses, key=losses.get)
-    waited = [step for step in losses if step > lowest]
-    is_at_its_end = rows[-1].step == WORSE.steps  # how much harm a step does depends on the processor's rounding
-    assert waited == [lowest + 2, lowest + 4] or (is_at_its_end and len(waited) < 2)
+    assert list(losses)[-2:] == [lowest + 2, lowest + 4]
     best = Checkpoints(tmp_path).best()
     assert best.score == min(losses[lowest], curve(tmp_path)["held_out", 0])
     assert weights(tmp_path / "model") == weights(best.folder) != weights(tmp_path / f"step_{rows[-1].step}")
