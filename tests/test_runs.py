@@ -139,7 +139,7 @@ def test_the_comparison_above_sees_a_state_that_was_lost(whole, tmp_path, monkey
     with pytest.raises(StoppedError):
         recorded(path, one)
     resume()
-    monkeypatch.setattr(recording, "_restore", weights_alone)
+    monkeypatch.setattr(recording, "restore_state", weights_alone)
     again, rows = recorded(path, one), rows_of(whole)
     assert again.keys() < rows.keys()
     assert any(again[key] != rows[key] for key in again)
