@@ -189,7 +189,8 @@ def test_the_check_above_refuses_a_look_that_goes_by_the_place_in_the_row(monkey
 
     def by_place(axes, value, y, look):
         calls.append(y)
-        mark(axes, value, y, sum(y - ROW * 3 < earlier < y for earlier in calls))
+        place = sum(y - ROW * 3 < earlier < y for earlier in calls)
+        mark(axes, value, y, (MARKERS[place], CYCLE[place]))
 
     monkeypatch.setattr(plots.dots, "_mark", by_place)
     with pytest.raises(AssertionError):
@@ -199,6 +200,14 @@ def test_the_check_above_refuses_a_look_that_goes_by_the_place_in_the_row(monkey
 def test_series_beyond_the_palette_still_differ_in_colour_or_marker():
     found = [dot[2:] for dot in dots(draw_dots(MANY))]
     assert found[:8] == found[8:16] and len(set(found)) == len(MANY["row 0"]) == 8
+
+
+@pytest.mark.parametrize("one_colour", [True, False])
+def test_in_one_colour_the_markers_alone_tell_the_series(one_colour):
+    rows = {"LoRA": {"sample 1": 0.3, "sample 2": 0.4}, "full": {"sample 1": 0.5, "sample 2": 0.2}}
+    found = [dot[2:] for dot in dots(draw_dots(rows, one_colour=one_colour))]
+    assert len({marker for marker, _ in found}) == 2
+    assert len({colour for _, colour in found}) == (1 if one_colour else 2)
 
 
 def test_a_legend_names_the_series_where_there_is_more_than_one():

@@ -137,7 +137,7 @@ def test_the_line_of_a_chapter_shows_the_copy_that_it_stands_in(edit, folder, ve
     before = sorted(folder.root.rglob("*"))
     monkeypatch.chdir(folder.work)
     line = progress("01").data
-    assert line.startswith("**Exercises:** ✓ shift the labels · ✗ mask · ○ who may look")
+    assert line.startswith("**Exercises of this chapter:** ✓ shift the labels · ✗ mask · ○ who may look")
     assert "1 of 4 done" in line
     assert sorted(folder.root.rglob("*")) == before  # it wrote nothing
 

@@ -9,6 +9,7 @@ import chapter_times
 import pytest
 
 from course_lib import cli
+from course_lib.lab import CourseFolder
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -136,9 +137,10 @@ def test_times_are_those_of_the_record_and_the_reading_time_follows_the_words(tm
     source = tmp_path / "notebooks" / "src" / "01_one.py"
     source.parent.mkdir(parents=True)
     prose = "# word " * 3000
-    source.write_text(f'# %% [markdown] name="a"\n{prose}\n\n# %% name="b"\n1\n', "utf-8")
+    source.write_text(f'# %% [markdown] name="a"\n# # One\n{prose}\n\n# %% name="b"\n1\n', "utf-8")
     record = tmp_path / "chapters.jsonl"
     chapters = build_notebooks.chapters_in(tmp_path / "notebooks")
+    build_notebooks.build(chapters[0], CourseFolder(tmp_path), executed=False, say=lambda line: None)
     assert "| 01 | – | – | 15 min | 0 | 0 |" in chapter_times.table(chapters, record)
     row = {"name": "01_one", "seed": 0, "step": 0, "metric": "seconds", "value": 61.2, "peak_mib": 2048}
     record.write_text(json.dumps(row) + "\n", "utf-8")

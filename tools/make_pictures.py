@@ -50,7 +50,7 @@ def main() -> None:
 
 
 def hundred_labels() -> Figure:
-    """Four ways to classify a review from a hundred labels."""
+    """Four ways to classify a sentence from a hundred labels, as recorded: all of each model is trained on."""
     record = Record(runs.RECORDS_FOLDER / "efficiency.jsonl")
     ways = {
         "bag of words": "bag of words",
@@ -59,12 +59,14 @@ def hundred_labels() -> Figure:
         "MiniLM": "MiniLM",
     }
     found = [
-        mean_interval([100 * value for step, value in record.values("accuracy", name=f"imdb, {name}") if step == 100])
+        mean_interval(
+            [100 * value for step, value in record.values("accuracy", name=f"rotten_tomatoes, {name}") if step == 100]
+        )
         for name in ways.values()
     ]
     return plots.draw_bars(
         list(ways), [i.value for i in found], [i.low for i in found], [i.high for i in found],
-        references={"chance": 50.0}, xlabel="accuracy from 100 labels, %", number="{:.0f}", width=SMALL[0],
+        references={"chance": 50.0}, xlabel="accuracy on sentences from 100 labels, %", number="{:.0f}", width=SMALL[0],
     )  # fmt: skip
 
 
@@ -121,12 +123,12 @@ def another_text() -> Figure:
     record = Record(runs.RECORDS_FOLDER / "own_text.jsonl")
     lines = {}
     for name in ("full", "LoRA", "from nothing"):
-        values = [(tokens / 1000, nats) for tokens, nats in record.values("own_nats", name=name) if tokens]
+        values = [(tokens, nats) for tokens, nats in record.values("own_nats", name=name) if tokens]
         lines[name] = tuple(zip(*values, strict=True))
     before = dict(record.values("own_nats", name="full"))[0]
     return plots.draw_curves(
         lines, references={"before": before}, log_x=True, size=SMALL,
-        xlabel="thousands of tokens read", ylabel="nats per token",
+        xlabel="tokens read", ylabel="nats per token",
     )  # fmt: skip
 
 

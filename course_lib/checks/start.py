@@ -45,6 +45,7 @@ CASES = [
     Case("three labels", [2, 0, 2, 1, 2, 2, 1], [2, 1, 1, 0, 0, 2, 1, 0, 2, 2]),
     Case("a label among many that are not it", [3, 1, 3, 2, 0], [3, 0, 1, 2, 2, 3, 0, 1]),
     Case("a label that is second in both", [0, 0, 0, 1, 1], [2, 1, 2, 0, 1, 2]),
+    Case("three labels, none of them half of all", [0, 0, 0, 1, 1, 2, 2], [0, 0, 1, 2]),
     Case("one test", [0, 0, 1], [0]),
     Case("200 tests", [n % 3 % 2 for n in range(100)], [n * n % 7 % 2 for n in range(200)]),
 ]
@@ -108,6 +109,7 @@ def _mistakes(case: Case) -> Iterator[tuple[str, float]]:
     yield "The rarest training label was taken: the most frequent one is wanted.", (test == rarest).mean()
     yield "The right ones are divided by the number of training texts.", (test == most).sum() / len(train)
     yield "The largest label was taken, not the most frequent one.", (test == train.max()).mean()
+    yield "The middle label was taken, not the most frequent one.", (test == np.median(train)).mean()
     yield "The mean of the labels was rounded: that is not the most frequent one.", (test == round(train.mean())).mean()
     yield "The division dropped the fraction: // divides whole numbers, / does not.", case.wanted // 1
     yield "Both lists were counted together: the tests choose nothing.", _of_both(train, test)

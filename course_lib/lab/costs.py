@@ -1,9 +1,11 @@
 """What the chapters cost: recorded where their notebooks are executed, estimated for the machine that asks."""
 
 import json
+import math
 import re
+import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -31,18 +33,6 @@ class ChapterCost:
     slowest: str
     slowest_seconds: float
     rate: float
-
-    def on(self, rate: float) -> float:
-        """Seconds on a machine of another rate, as if they were matrix products alone: an estimate.
-
-        Raises ValueError unless the rate is above 0.
-
-        >>> ChapterCost("00_start_here", 40.0, 900.0, "encode", 9.0, rate=2e11).on(1e11)
-        80.0
-        """
-        if not rate > 0:
-            raise ValueError(f"rate is {rate}: give operations a second, above 0, as matmul_rate measures them")
-        return self.seconds * self.rate / rate
 
 
 @dataclass
@@ -94,14 +84,30 @@ def read_costs(path: Path) -> dict[str, ChapterCost]:
     }
 
 
+def rate_of(costs: Iterable[ChapterCost]) -> float:
+    """Of the machine that the chapters were timed on, in operations a second: the median of what was measured before
+    each, since one measurement moves with what else runs. Not a number where none was timed.
+
+    >>> rate_of(ChapterCost("00_start_here", 40.0, 900.0, "encode", 9.0, rate) for rate in (9e10, 1e11, 3e11)) / 1e11
+    1.0
+    """
+    return statistics.median(rates) if (rates := [cost.rate for cost in costs]) else math.nan
+
+
 def title_and_words(chapter: Path) -> tuple[str, int]:
-    """A notebook's title, and how many words its prose has, what is folded included.
+    """A notebook's title, and how many words its prose has: what is folded and what its cells wrote included.
 
     Raises ValueError where no cell holds a title.
     """
     cells = json.loads(read_text(chapter))["cells"]
     prose = ["".join(cell["source"]) for cell in cells if cell["cell_type"] == "markdown"]
+    outputs = [output for cell in cells for output in cell.get("outputs", [])]
+    written = [
+        "".join(output["data"]["text/markdown"]) for output in outputs if "text/markdown" in output.get("data", {})
+    ]
     titles = [found[1] for text in prose if (found := re.search(r"^# (.+)$", text, re.M))]
     if not titles:
         raise ValueError(f"{chapter.name} has no title: its first cell begins with one `#`")
-    return titles[0], sum(len(re.findall(r"[A-Za-z]\w*", re.sub(r"<[^>]+>|\(http\S+\)", " ", text))) for text in prose)
+    return titles[0], sum(
+        len(re.findall(r"[A-Za-z]\w*", re.sub(r"<[^>]+>|\(http\S+\)", " ", text))) for text in prose + written
+    )

@@ -156,11 +156,13 @@ def progress(chapter: str) -> "Markdown":
         return Markdown("This chapter has no exercises.")
     if not is_copy:
         titles = " · ".join(exercise.title for exercise in found)
-        return Markdown(f"**Exercises:** {titles}. In your own copy (`make lab`) this line shows which are done.")
+        return Markdown(
+            f"**Exercises of this chapter:** {titles}. In your own copy (`make lab`) this line shows which are done."
+        )
     done = sum(exercise.state == CORRECT for exercise in found)
     marked = " · ".join(f"{MARKS[exercise.state]} {exercise.title}" for exercise in found)
     return Markdown(
-        f"**Exercises:** {marked}. {done} of {len(found)} done, as your copy was last saved; "
+        f"**Exercises of this chapter:** {marked}. {done} of {len(found)} done, as your copy was last saved; "
         f"{MARKS[ATTEMPTED]} is attempted, {MARKS[OPEN]} is open."
     )
 

@@ -13,14 +13,10 @@ from pathlib import Path
 
 import psutil
 
-OF_A_RANK = (
-    *("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT"),
-    "TORCHELASTIC_ERROR_FILE",
-)
-ERRORS, FAMILY = (
-    "error.json",
-    "COURSE_RANKS_OF",
-)  # a file of each rank; a variable that all processes of one launch inherit
+RENDEZVOUS = ("RANK", "LOCAL_RANK", "WORLD_SIZE", "LOCAL_WORLD_SIZE", "MASTER_ADDR", "MASTER_PORT")
+OF_A_RANK = (*RENDEZVOUS, "TORCHELASTIC_ERROR_FILE")
+ERRORS = "error.json"  # a file of each rank
+FAMILY = "COURSE_RANKS_OF"  # a variable that all processes of one launch inherit
 LAST = 30  # lines that are quoted where no traceback was left
 # torchrun, but for the traceback of its own that it puts behind that of a rank
 AGENT = """

@@ -23,9 +23,11 @@ def draw_dots(
     number: str = "{:.2f}",
     references: Mapping[str, float] | None = None,
     width: float = 7.0,
+    one_colour: bool = False,
 ) -> Figure:
     """For each row its series, one below the other, each with its value at the right: a number is a dot, (low, high) a
-    bar between them, (value, low, high) a dot with its interval. A series keeps its colour and marker in all rows;
+    bar between them, (value, low, high) a dot with its interval. A series keeps its colour and marker in all rows; with
+    `one_colour` the marker alone tells it, for series that are only repetitions.
     references are dashed lines with their names below the axis. What is long below the axis takes several lines.
 
     Raises ValueError without a value, for one that is not finite, or that a logarithmic axis cannot show.
@@ -42,6 +44,7 @@ def draw_dots(
     if log_x and (least := float(numbers.min())) <= 0:
         raise ValueError(f"rows hold {least}: a logarithmic axis shows numbers above 0")
     names = list(dict.fromkeys(name for series in rows.values() for name in series))
+    looks = [(MARKERS[n % len(MARKERS)], CYCLE[0 if one_colour else n % len(CYCLE)]) for n in range(len(names))]
     heights = [max(1, len(series)) * ROW + GAP for series in rows.values()]
     left = max(map(text_width, rows)) + 16
     right = max(text_width(_written(value, number)) for series in rows.values() for value in series.values()) + 16
@@ -57,7 +60,7 @@ def draw_dots(
         ticks.append((top + height / 2, row))
         axes.axhspan(top, top + height, color="#F5F6F8" if len(ticks) % 2 else "white", zorder=0)
         for n, (name, value) in enumerate(series.items()):
-            y, look = top + GAP / 2 + ROW * (n + 0.5), names.index(name)
+            y, look = top + GAP / 2 + ROW * (n + 0.5), looks[names.index(name)]
             _mark(axes, value, y, look)
             axes.annotate(_written(value, number), (1, y), (8, 0), ("axes fraction", "data"),
                           textcoords="offset points", va="center", fontsize=9)  # fmt: skip
@@ -72,15 +75,15 @@ def draw_dots(
     axes.grid(axis="y", visible=False)
     if len(names) > 1:
         figure.legend(
-            handles=[Line2D([], [], color=_colour(n), marker=MARKERS[n % len(MARKERS)], linestyle="none",
-                            markeredgecolor=INK, markersize=7, label=name) for n, name in enumerate(names)],
+            handles=[Line2D([], [], color=colour, marker=marker, linestyle="none", markeredgecolor=INK, markersize=7,
+                            label=name) for name, (marker, colour) in zip(names, looks, strict=True)],
             loc="lower center", ncols=columns, frameon=False, borderaxespad=0.2, columnspacing=1.4, handlelength=1.2,
         )  # fmt: skip
     return figure
 
 
-def _mark(axes, value: Value, y: float, look: int) -> None:  # noqa: ANN001 matplotlib's Axes
-    marker, colour = MARKERS[look % len(MARKERS)], _colour(look)
+def _mark(axes, value: Value, y: float, look: tuple[str, str]) -> None:  # noqa: ANN001 matplotlib's Axes
+    marker, colour = look
     numbers = np.atleast_1d(value)
     if len(numbers) > 1:
         thick = 5.0 if len(numbers) == 2 else 1.6
@@ -92,7 +95,3 @@ def _mark(axes, value: Value, y: float, look: int) -> None:  # noqa: ANN001 matp
 def _written(value: Value, number: str) -> str:
     numbers = np.atleast_1d(value)
     return " to ".join(number.format(n) for n in numbers) if len(numbers) == 2 else number.format(numbers[0])
-
-
-def _colour(n: int) -> str:
-    return CYCLE[n % len(CYCLE)]

@@ -91,9 +91,10 @@ def error_banner(error: BaseException) -> str:
     where = (
         f"{PurePath(frames[-1].filename).name}, line {frames[-1].lineno}: {frames[-1].line}" if frames else "unknown"
     )
+    kind = "" if isinstance(error, ValueError) else f"{type(error).__name__}: "  # whose message says what to do
     return (
         '<div role="alert" style="border-left:4px solid #D55E00;padding:4px 10px;background:#fff3ec;color:#222">'
-        f"<b>{html.escape(type(error).__name__)}:</b> {html.escape(str(error))}"
+        f"<b>{html.escape(kind)}</b>{html.escape(str(error))}"
         f"<details><summary>where</summary><pre>{html.escape(where)}</pre></details></div>"
     )
 

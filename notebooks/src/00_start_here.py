@@ -8,8 +8,8 @@
 # # 00 Start here
 #
 # **A hundred labelled sentences: what can a computer learn from them?** Very little, if it starts from nothing. Much more, if it
-# has read before. This course is about how a model comes to have read (*pre-training*), and what you then do with it
-# (*fine-tuning*). In the next five minutes you see the whole story once, small, with real models on real text.
+# has read before. This course is about how a model gets its reading (*pre-training*), and what you then do with it
+# (*fine-tuning*). Within five minutes you see the whole story once, small, with real models on real text.
 #
 # You will
 #
@@ -45,20 +45,23 @@ progress("00")
 # - **Records.** No number in the prose is typed by hand: a cell computed it, here, or it comes from a *recorded* run that took hours. Then
 #   the text says so, and names the command that makes it again.
 # - **Intervals.** "68 (65 to 71)" is an estimate and its 95% interval: in 95 of 100 such measurements the true value lies inside. Where two
-#   intervals overlap widely, the difference may be luck.
+#   intervals overlap widely, the difference may be luck; and an interval *of a difference* that holds zero does not say who is ahead.
 
 # %% [markdown] name="words"
 # <details><summary><b>Words used below</b> (unfold when you meet one)</summary>
 #
-# - **Label**: the right answer for a text, here 1 for praise and 0 for a text that damns. **Sample**: a set of labelled texts, drawn at
+# - **Label**: the right answer for a text, here 1 for praise and 0 for blame. **Sample**: a set of labelled texts, drawn at
 #   random, to learn from. **Test**: texts that nothing was learned from, to measure on. **Accuracy**: the share of them that is right.
 # - **Model**: a function with many numbers in it (its *weights*). **Random weights**: nothing has been learned yet.
 # - **Pre-training**: a model learns from text without labels, by filling in words. **Fine-tuning**: its weights go on changing, on a
 #   labelled task.
 # - **Token**: a word or a part of one; a **tokenizer** cuts text into them. **Encoder**: a model that reads a whole text at once and
 #   gives a vector for each token.
+# - **Transformer**: the kind of network that all models here are. Layer by layer, each token's vector is computed from those of the others.
+# - **Logistic regression**: a weighted sum of the numbers that describe a text, squeezed to a probability. **TF-IDF**: word counts in which
+#   a word weighs less, the more texts have it.
 # - **Frozen features**: a text's vectors, averaged, from a model that is left as it is. A **probe** is a simple classifier (logistic regression)
-#   that reads them.
+#   that reads them. **Live**: computed just now, on this machine.
 # - **Bag of words**: a classifier that knows which words and pairs of words a text has, and not their order: TF-IDF and logistic regression.
 # - **Names in the code** end in their axes: `ids_BT` has a row for each text of a batch (B) and a column for each position (T).
 #
@@ -66,6 +69,7 @@ progress("00")
 # </details>
 
 # %% name="setup" tags=["setup"] jupyter={"source_hidden": true}
+import itertools
 import tempfile
 from pathlib import Path
 
@@ -85,7 +89,7 @@ from course_lib.evaluation import (
     proportion_interval,
 )
 from course_lib.lab import CourseFolder, exercises
-from course_lib.lab.costs import costs_path, read_costs, title_and_words
+from course_lib.lab.costs import costs_path, rate_of, read_costs, title_and_words
 from course_lib.model import Encoder
 from course_lib.pretrained import load_checkpoint, load_minilm
 from course_lib.records import Record
@@ -118,8 +122,10 @@ Markdown(
 # %% name="estimate-costs" jupyter={"source_hidden": true}
 folder = CourseFolder.here()
 recorded_costs = read_costs(costs_path(folder))
+rate_there = rate_of(recorded_costs.values())
 rate = matmul_rate(torch.float32, torch.device("cpu"))
 chapters = {path: title_and_words(path) for path in folder.chapters()}
+seconds_here = {name: cost.seconds * rate_there / rate for name, cost in recorded_costs.items()}
 cost_rows = []
 for path, (title, _) in chapters.items():
     cost = recorded_costs.get(path.stem)
@@ -127,16 +133,16 @@ for path, (title, _) in chapters.items():
         [
             title,
             f"{cost.seconds:.0f}" if cost else "not measured yet",
-            f"{cost.on(rate):.0f}" if cost else "",
+            f"{seconds_here[path.stem]:.0f}" if cost else "",
             f"{cost.peak_mib:,.0f}" if cost and cost.peak_mib else "",
         ]
     )
 display(table(["chapter", "seconds, recorded", "seconds here, estimated", "memory, MiB"], cost_rows))
-timed = [recorded_costs[path.stem] for path in chapters if path.stem in recorded_costs]
+timed = [seconds_here[path.stem] for path in chapters if path.stem in recorded_costs]
 Markdown(
-    f"This machine does {rate / 1e9:,.0f} billion operations a second in a matrix product (measured just now, on the CPU)"
+    f"This machine does {rate / 1e9:,.0f} billion operations a second in a matrix product (measured just now, on the CPU), {rate / rate_there:.2f} times what was measured when the chapters were timed"
     + (
-        f"; the chapters that are measured would take about {sum(c.on(rate) for c in timed) / 60:.1f} minutes together, if nothing else runs."
+        f"; the chapters that are measured would take about {sum(timed) / 60:.1f} minutes together, if nothing else runs."
         if timed
         else "."
     )
@@ -146,25 +152,25 @@ Markdown(
 # %% [markdown] name="task"
 # ## 2 The task
 #
-# Sentences from film reviews, each with a label: does it praise the film (1) or not (0)? Here are two of them as they are.
+# Sentences from film reviews, each with a label: does it praise the film (1) or blame it (0)? Here are two of them as they are.
 
 # %% name="show-task"
 sentences = [r for r in reviews_of("dev", "rotten_tomatoes") if 50 < len(r.text) < 130]
 first, second, third = sentences[0], sentences[1], sentences[10]
-table(["sentence", "label"], [[r.text, f"{r.label} ({['damns', 'praises'][r.label]})"] for r in (first, second)])
+table(["sentence", "label"], [[r.text, f"{r.label} ({['blames', 'praises'][r.label]})"] for r in (first, second)])
 
 # %% [markdown] name="quiz"
 # **Predict.** Now you are the model. Which label does this one have?
 
 # %% name="quiz-guess"
 display(Markdown(f"> {third.text}"))
-quiz = guess("The label of this sentence", [("1, it praises", 1), ("0, it damns", 0)])
+quiz = guess("The label of this sentence", [("1, it praises", 1), ("0, it blames", 0)])
 display(quiz)
 
 # %% name="quiz-answer" jupyter={"source_hidden": true}
 compare(
     quiz,
-    f"The label is {third.label}: it {['damns', 'praises'][third.label]}. You have read for years, and needed no example of this task to answer. "
+    f"The label is {third.label}: it {['blames', 'praises'][third.label]}. You have read for years, and needed no example of this task to answer. "
     "A model that begins with random numbers does not even know that “sad” and “uplifting” are words.",
     third.label,
 )
@@ -181,7 +187,7 @@ for source in ("rotten_tomatoes", "imdb"):
     minutes[source] = np.mean([len(text.split()) for text in texts]) / WORDS_A_MINUTE
 table(
     ["labels", "sentences", "whole reviews"],
-    [[f"{n:,}", *(f"{n * each:,.0f} minutes" for each in minutes.values())] for n in (100, 500, 3000)],
+    [[f"{n:,}", *(f"{n * each / 60:,.1f} hours" for each in minutes.values())] for n in (100, 500, 3000)],
 )
 
 # %% [markdown] name="bet"
@@ -194,7 +200,7 @@ table(
 # - **our encoder**: the same transformer, pre-trained for this course on film reviews *without their labels*;
 # - **MiniLM**: a published encoder, larger, that has read far more text of all kinds, and nothing about films in particular.
 #
-# All four get the same labelled sentences, and the same simple classifier (a logistic regression) on top. The transformers stay *frozen*: nothing in
+# None of the test sentences was among what our encoder has read. All four get the same labelled sentences, and the same simple classifier (a logistic regression) on top. The transformers stay *frozen*: nothing in
 # them changes.
 #
 # **Predict.** With 100 labels, which one is right most often on sentences that it has not seen?
@@ -232,7 +238,7 @@ def draw_taught(taught):
         series[name] = plots.Series(probe.labels, *zip(*((s.value, s.low, s.high) for s in spread), strict=True))
     return plots.draw_curves(
         series,
-        references={"one answer": one_answer},
+        references={"one answer for all": one_answer},
         xlabel="labels (log scale)",
         ylabel="accuracy, %",
         log_x=True,
@@ -257,8 +263,9 @@ def lead(first, second, labels=100):
 
 pays = lead("our encoder", "random weights")
 Markdown(
-    "Lines are means over the five samples, bands their 95% intervals; the dashed line is what one and the same answer for every sentence "
-    f"scores. With 100 labels the pre-trained encoder leads the same network with random weights by **{pays:+.1f} points**. "
+    "Lines are means over the five samples, bands their 95% intervals: the luck of the sample alone, that of the tests comes below. (And "
+    "one draw of random weights, not five.) The thin black line is what one and the same answer for every sentence scores. "
+    f"With 100 labels the pre-trained encoder leads the same network with random weights by **{pays:+.1f} points**. "
     + (
         "Nothing else differs between the two: the lead is what it has read."
         if pays.low > 0
@@ -267,7 +274,7 @@ Markdown(
 )
 
 # %% [markdown] name="then-minilm"
-# **Run.** And MiniLM, on the same sentences. It is the largest of the four, and takes longest.
+# **Run.** And MiniLM, on the same sentences. It is the largest of the four.
 
 # %% name="teach-minilm"
 minilm, minilm_tokenizer = load_minilm()
@@ -279,6 +286,7 @@ plots.show(draw_taught(taught), alt="Accuracy against the number of labels for a
 
 # %% name="compare-bet" jupyter={"source_hidden": true}
 means = {name: mean_of(name) for name in taught}
+sizes = {"our encoder": encoder.n_parameters() / 1e6, "MiniLM": minilm.n_parameters() / 1e6}
 best, next_best, *_ = sorted(means, key=means.get, reverse=True)
 ahead = lead(best, next_best)
 compare(
@@ -296,11 +304,12 @@ compare(
         else ""
     )
     + (
-        "The smaller of them has read *film reviews*: what a model has read can count for more than how large it is."
+        f"The smaller of them ({sizes['our encoder']:.1f} million numbers against {sizes['MiniLM']:.1f}) has read *film reviews*: by that it keeps up "
+        "with one several times as large, if no more."
         if means["our encoder"] > means["MiniLM"]
-        else "The larger of them has read far more: here that counts for more than having read film reviews."
+        else "The larger of them has read far more: that makes up for not having read film reviews in particular."
     ),
-    best,
+    best if ahead.low > 0 else {best, next_best},
 )
 
 # %% [markdown] name="luck"
@@ -317,7 +326,7 @@ dots = {
     for name, one in taught.items()
 }
 plots.show(
-    plots.draw_dots(dots, xlabel="accuracy with 100 labels, %", number="{:.1f}", references={"one answer for all": one_answer}),
+    plots.draw_dots(dots, one_colour=True, xlabel="accuracy with 100 labels, %", number="{:.1f}", references={"one answer for all": one_answer}),
     alt="Accuracy of each of five samples of 100 labels, with its interval, for four ways of reading a sentence.",
 )  # fmt: skip
 
@@ -331,6 +340,18 @@ Markdown(
     "you."
 )
 
+# %% [markdown] name="which-ones"
+# **Which ones?** A share hides the sentences. Here are some on which the two disagree, after the first sample of 100. Can you see why?
+
+# %% name="show-disagreement" jupyter={"source_hidden": true}
+TWO = ("our encoder", "bag of words")
+rows = []
+for knows, misses in itertools.permutations(TWO):
+    apart_N = taught[knows].right[100, 0] & ~taught[misses].right[100, 0]
+    short = [probe.test_reviews[n] for n in np.flatnonzero(apart_N) if len(probe.test_reviews[n].text) < 100]
+    rows += [[review.text, review.label, knows, misses, int(apart_N.sum())] for review in short[:2]]
+table(["sentence", "label", "right", "wrong", "such sentences"], rows)
+
 # %% [markdown] name="recorded"
 # **And fine-tuned?** So far nothing inside the models has changed. The record has the same four with all their weights trained on (the bag of
 # words as it is), judged on more sentences. It took hours, so it is shown and not run.
@@ -340,12 +361,21 @@ rows = Record(RECORDS_FOLDER / "efficiency.jsonl").rows()
 NAMES = {"bag of words": "bag of words", "random weights": "scratch", "our encoder": "encoder", "MiniLM": "MiniLM"}
 
 
-def tuned(name, labels):
-    """Recorded mean accuracy over samples, in %."""
+def tuned_by_sample(name, labels):
+    """{sample: recorded accuracy in %}"""
     method = f"rotten_tomatoes, {NAMES[name]}"
-    return 100 * np.mean(
-        [r["value"] for r in rows if (r["name"], r["step"], r["metric"]) == (method, labels, "accuracy")]
-    )
+    found = [r for r in rows if (r["name"], r["step"], r["metric"]) == (method, labels, "accuracy")]
+    return {r["seed"]: 100 * r["value"] for r in found}
+
+
+def tuned(name, labels):
+    return np.mean(list(tuned_by_sample(name, labels).values()))
+
+
+def tuned_lead(first, second, labels):
+    """Points by which the first is ahead in the record, sample by sample."""
+    one, other = tuned_by_sample(first, labels), tuned_by_sample(second, labels)
+    return mean_interval([one[sample] - other[sample] for sample in one.keys() & other.keys()])
 
 
 display(
@@ -362,16 +392,15 @@ for row in Record(RECORDS_FOLDER / "transfer.jsonl").rows():
     if row["name"] in on_reviews and row["step"] == 100:
         on_reviews[row["name"]].append(100 * row["value"])
 by_tuning = {name: tuned(name, 500) - mean_of(name, 500) for name in ("our encoder", "MiniLM")}
-first_tuned = {n: max(NAMES, key=lambda name, n=n: tuned(name, n)) for n in (100, 500)}
-first_live = {n: max(NAMES, key=lambda name, n=n: mean_of(name, n)) for n in (100, 500)}
+minilm_tuned = tuned_lead("MiniLM", "our encoder", 500)
 Markdown(
     "Accuracy in %; `course record efficiency` makes the recorded part again. "
     f"Fine-tuning on 500 labels gives MiniLM {by_tuning['MiniLM']:+.1f} points over its frozen features, our encoder {by_tuning['our encoder']:+.1f} "
-    f"(other test sentences, so read whole points). The best fine-tuned one is {first_tuned[100]} with 100 labels and {first_tuned[500]} with 500; "
-    f"frozen and live it was {first_live[100]} and {first_live[500]}. "
+    f"(other test sentences, so read whole points). With 500 labels, fine-tuned, MiniLM is ahead of our encoder by {minilm_tuned:+.1f}; frozen, "
+    f"live, by {lead('MiniLM', 'our encoder', 500):+.1f}. "
     + (
-        "Whoever had chosen by the small experiment would have chosen otherwise: what reads well frozen need not be what learns best. "
-        if first_tuned != first_live
+        "What reads well frozen need not be what learns best: choose by the experiment that you will use. "
+        if minilm_tuned.low > 0 and lead("MiniLM", "our encoder", 500).low <= 0
         else ""
     )
     + f"On whole reviews (`transfer`), 100 labels give our encoder {np.mean(on_reviews['fine-tuned']):.1f}% and random weights "
@@ -379,12 +408,12 @@ Markdown(
 )
 
 # %% name="saved" jupyter={"source_hidden": true}
-few = 50
-enough = next((n for n in (100, 200, 500, 1000, 3000) if tuned("bag of words", n) >= tuned("our encoder", few)), None)
+few = 100
+enough = next((n for n in (200, 500, 1000, 3000) if tuned("bag of words", n) >= tuned("our encoder", few)), None)
 Markdown(
-    f"In labels: our encoder reaches {tuned('our encoder', few):.1f}% with {few}. The bag of words needs "
+    f"In labels: fine-tuned, our encoder reaches {tuned('our encoder', few):.1f}% with {few}. The bag of words needs "
     + (
-        f"{enough:,} for that, {(enough - few) * minutes['rotten_tomatoes']:.0f} minutes of reading more."
+        f"{enough:,} for that (of the sizes that were tried), {(enough - few) * minutes['rotten_tomatoes']:.0f} minutes of reading more."
         if enough
         else "more than the 3,000 that were tried."
     )
@@ -394,8 +423,8 @@ Markdown(
 # %% [markdown] name="own-sentence"
 # ## 4 Your own sentence
 #
-# **Move.** Write a sentence of your own and press Tab. Where do the models disagree? Find a sentence whose verdict turns over when only the
-# *sample* changes: same model, same number of labels.
+# **Move.** Write a sentence of your own and press *Ask* (or Tab). Where do the models disagree? Find a sentence that our encoder gets right in
+# *all five* samples; then put a *not* into it. A classifier always answers: try it with an emoji, or in another language.
 
 # %% name="explore-own-sentence"
 OWN = "Not a single dull minute, and I would gladly sit through it again."
@@ -404,16 +433,25 @@ display(own_box)
 
 # %% name="own-sentence-without-a-kernel" jupyter={"source_hidden": true}
 opinions = [compute_opinions(taught, OWN, 100, sample + 1) for sample in range(probe.seeds)]
+display(Markdown(f"“{OWN}” from 100 labels, sample 1:"))
 plots.show(draw_opinions(opinions[0]), alt="How probable four models hold that one sentence is positive.")
 
 # %% name="read-own-sentence" jupyter={"source_hidden": true}
-said = "; ".join(
-    f"{name} {min(one[name] for one in opinions):.0%} to {max(one[name] for one in opinions):.0%}" for name in taught
-)
+PLAIN, DENIED = "The film is good.", "The film is not good at all."
+
+
+def over_samples(text, name):
+    """The lowest and the highest probability over the samples, in words."""
+    shares = [taught[name].positive(text, 100, sample) for sample in range(probe.seeds)]
+    return f"{min(shares):.0%} to {max(shares):.0%}"
+
+
 Markdown(
-    f"“{OWN}” over the five samples of 100 labels: {said}. "
+    f"“{OWN}” over the five samples of 100 labels: {'; '.join(f'{name} {over_samples(OWN, name)}' for name in taught)}. Where a range has 50% inside, "
+    "the verdict turns over with the sample alone; who is right with one sample may be so by luck. "
+    f"“{PLAIN}”: our encoder {over_samples(PLAIN, 'our encoder')}; “{DENIED}”: {over_samples(DENIED, 'our encoder')}."
     "<details><summary>Why is such a sentence hard?</summary>“Dull” is a word of complaints. A sum over words does not know that “not a single” stands "
-    "before it, and most words of your sentence it has never seen: it knows only those of its 100. The encoders see every word beside the others, but "
+    "before it, and most words of this sentence it has never seen: it knows only those of its 100. The encoders see every word beside the others, but "
     "nobody has told them yet that this task hangs on it, and 100 labels hold few such sentences.</details>"
 )
 
@@ -443,7 +481,7 @@ accepted = checks.majority_baseline(accepted)
 #
 # What does a model score that has learned nothing but which label is frequent? It looks for the most frequent of `train_labels`, and gives it to
 # every test. Give back the share of `test_labels` that is right then. Both are lists of whole numbers, not only of 0 and 1; no two labels are
-# equally frequent in training. Whatever you build later has to beat this number first.
+# equally frequent in the check's lists. Whatever you build later has to beat this number first.
 #
 # <details><summary>Hint 1</summary>Two steps: find the label, then count where it is right.</details>
 # <details><summary>Hint 2</summary><code>collections.Counter(train_labels).most_common(1)</code> gives a list with one pair: a label, and how
@@ -463,17 +501,16 @@ def my_majority_baseline(train_labels, test_labels):
 baseline = checks.majority_baseline(my_majority_baseline)
 
 # %% name="use-majority" jupyter={"source_hidden": true}
-learned_from = [r.label for r in probe.sample(100, 0)]
 Markdown(
-    f"On the {len(wanted)} test sentences of this chapter it gives {baseline(learned_from, wanted):.1%}: half of each sample is praise, so the frequent label "
-    "tells nothing. In a shop where nineteen of twenty reviews praise, the same function gives "
-    f"{baseline([1] * 19 + [0], [1] * 19 + [0]):.0%}, and a model that is right in 95% has learned nothing."
+    f"Half of each sample of this chapter is praise, so no label is the frequent one, and either answer scores about half of the {len(wanted)} test "
+    f"sentences: {baseline([1], wanted):.1%} or {baseline([0], wanted):.1%}. In a shop where nineteen of twenty reviews praise, the same function gives "
+    f"{baseline([1] * 19 + [0], [1] * 19 + [0]):.0%}, so a model that is right in 95% there may have learned nothing."
 )
 
 # %% [markdown] name="clinic"
 # ## Bug clinic
 #
-# Two patients. Both run without an error, and both are wrong. Find out why from the experiment before you unfold the diagnosis.
+# Two patients, as this course calls faulty code. Both run without an error, and both are wrong. Find out why from the experiment before you unfold the diagnosis.
 
 # %% [markdown] name="clinic-winner-story"
 # ### Patient 1: the better model
@@ -499,19 +536,21 @@ def disagreement(winner, pair, tests=20, trials=200):
 
 
 # %% name="clinic-winner-experiment"
-alike = taught["our encoder"].right[100, 0], taught["our encoder"].right[100, 1]  # one model, two samples of labels
+by_sample = [taught["our encoder"].right[100, sample] for sample in range(probe.seeds)]
+alike = min(itertools.combinations(by_sample, 2), key=lambda pair: abs(pair[0].mean() - pair[1].mean()))
 NAMED = {"first": "the first", "second": "the second", None: "neither"}
 by_patient = disagreement(patient_winner, alike)
 Markdown(
-    f"The same model, taught by two samples, gets {alike[0].mean():.1%} and {alike[1].mean():.1%} of 500 sentences right. Of many tests of twenty: "
-    + ", ".join(f"{share:.0%} name {NAMED[answer]}" for answer, share in by_patient.items())
+    f"The same model, taught by two samples of labels, gets {alike[0].mean():.1%} and {alike[1].mean():.1%} of {len(wanted)} sentences right: there is "
+    "nothing to choose. Of many tests of twenty: "
+    + ", ".join(f"{share:.1%} name {NAMED[answer]}" for answer, share in by_patient.items())
     + "."
 )
 
 # %% [markdown] name="clinic-winner-diagnosis"
 # <details><summary>Diagnosis</summary>
 #
-# Twenty sentences can hardly tell two models apart, yet somebody is always named: which one is decided by the draw. Compare on the sentences on which
+# Twenty sentences can hardly tell two models apart, yet somebody is nearly always named: which one is decided by the draw. Compare on the sentences on which
 # the two <em>disagree</em>, form an interval, and name nobody where it holds zero. The answer is then often “we do not know”; the cure for that is
 # more tests, not a bolder sentence.
 # </details>
@@ -547,8 +586,8 @@ def accuracy_on_features(features):
 right_with_ours = accuracy_on_features(patient_features)
 word = "film"
 Markdown(
-    f"MiniLM's features, read by a probe: {right_with_ours:.1%} right on {len(to_test)} sentences. “{word}” is number {tokenizer.encode(word)} to our tokenizer, "
-    f"and {minilm_tokenizer.encode(word)} to MiniLM's own."
+    f"MiniLM's features, read by a probe: {right_with_ours:.1%} right on {len(to_test)} sentences. “{word}” is number {tokenizer.encode(word)[0]} to our tokenizer, "
+    f"and {minilm_tokenizer.encode(word)[0]} to MiniLM's own."
 )
 
 # %% [markdown] name="clinic-ids-diagnosis"
@@ -569,8 +608,12 @@ def cured_features(texts):
 # %% name="clinic-after" jupyter={"source_hidden": true}
 by_cure = disagreement(cured_winner, alike)
 after = [
-    ["tests of twenty that name a winner", f"{1 - by_patient[None]:.0%}", f"{1 - by_cure[None]:.0%}"],
-    ["accuracy on MiniLM's features", f"{right_with_ours:.1%}", f"{accuracy_on_features(cured_features):.1%}"],
+    ["tests of twenty that name a winner", f"{1 - by_patient[None]:.1%}", f"{1 - by_cure[None]:.1%}"],
+    [
+        f"accuracy on MiniLM's features, {len(to_test)} tests",
+        f"{right_with_ours:.1%}",
+        f"{accuracy_on_features(cured_features):.1%}",
+    ],
 ]
 lines = table(["what was measured", "patient", "cured"], after).data
 Markdown(f"<details><summary>Patients and cures</summary>\n\n{lines}\n\n</details>")
@@ -599,9 +642,9 @@ claims = [
         f"{gains[least]:+.1f} points with {least}, {gains[most]:+.1f} with {most}",
         "holds here"
         if most <= 50 and gains[most].low > gains[least].high
-        else "not for frozen features: a handful of labels finds little in any of them"
-        if least <= 50
-        else "not settled here",
+        else "does not hold for frozen features"
+        if least <= 50 and gains[least].high < gains[most].low
+        else "not settled here: the intervals overlap",
     ],
     [
         "A transformer beats counting words.",
@@ -612,11 +655,11 @@ claims = [
     [
         "The larger pre-trained model is the better one.",
         "not compared",
-        f"MiniLM less our encoder, frozen: {size:+.1f} points; fine-tuned on 500 (recorded): {tuned('MiniLM', 500) - tuned('our encoder', 500):+.1f}",
-        "it depends on what it has read, and on what is done with it"
-        if size.value < 0 < tuned("MiniLM", 500) - tuned("our encoder", 500)
-        else "holds here"
-        if size.low > 0
+        f"MiniLM less our encoder, frozen: {size:+.1f} points; fine-tuned on 500 (recorded): {minilm_tuned:+.1f}",
+        "holds here"
+        if size.low > 0 and minilm_tuned.low > 0
+        else "fine-tuned, yes; frozen, not settled here"
+        if minilm_tuned.low > 0
         else "not settled here",
     ],
 ]
@@ -648,7 +691,7 @@ for path, (title, words) in chapters.items():
             title,
             QUESTIONS.get(number, ""),
             f"{words / WORDS_A_MINUTE:.0f}",
-            f"{cost.on(rate) / 60:.1f}" if cost else "not measured yet",
+            f"{seconds_here[path.stem] / 60:.1f}" if cost else "not measured yet",
             len(exercises(path, None)),
         ]
     )
@@ -682,9 +725,11 @@ table(
 )  # fmt: skip
 
 # %% name="read-batch" jupyter={"source_hidden": true}
+hidden = int((batch.input_ids_BT == tokenizer.vocabulary.mask).sum())
 Markdown(
-    f"{len(documents)} documents, {sum(map(len, ids))} tokens, packed into {len(packed.ids_NT)} rows of {packed.ids_NT.shape[1]}; {int(batch.is_target_BL.sum())} "
-    "tokens are asked for. That is a batch of the first task of chapter 1. `course pretrain encoder --text mine.txt --out my-model` does the rest, and the last "
+    f"{len(documents)} documents, {sum(map(len, ids))} tokens, and a [BOS] and an [EOS] around each document; rows have to be full, so "
+    f"{sum(map(len, ids)) + 2 * len(documents) - packed.ids_NT.numel()} at the end are left out here. {int(batch.is_target_BL.sum())} tokens are asked for: "
+    f"{hidden} of them are hidden behind [MASK], the others show another token, or their own (chapter 1 says why). That is a batch of the first task of chapter 1. `course pretrain encoder --text mine.txt --out my-model` does the rest, and the last "
     "chapter walks you through it."
 )
 

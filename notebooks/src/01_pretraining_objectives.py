@@ -326,7 +326,7 @@ lowest_guess = guess("Whose loss will be the lowest at the end?", names)
 display(lowest_guess)
 
 # %% name="train-live"
-LIVE_STEPS = 10
+LIVE_STEPS = 4
 lab = runs.Laboratory()
 live, models = {}, {}
 for name in tqdm(names, desc="objectives"):
@@ -628,7 +628,7 @@ leak_guess = guess(
 display(leak_guess)
 
 # %% name="train-leaks"
-LEAK_STEPS, LEAK_LENGTH = 120, 64
+LEAK_STEPS, LEAK_LENGTH = 100, 64
 short_rows = replace(packed, ids_NT=packed.ids_NT[:4000, :LEAK_LENGTH], document_ids_NT=packed.document_ids_NT[:4000, :LEAK_LENGTH])  # fmt: skip
 small = TransformerConfig(vocabulary.size, d_model=128, n_layers=2, n_heads=4, d_ff=512, max_len=LEAK_LENGTH)
 small_rotary = small.with_(positions="rotary")
@@ -653,7 +653,7 @@ experiments = {
 }
 curves, cheats = {}, {}
 for name, (objective, kind, config, change) in tqdm(experiments.items(), desc="runs"):
-    dataset = PretrainingDataset(short_rows, vocabulary, objective, batch_size=32)
+    dataset = PretrainingDataset(short_rows, vocabulary, objective, batch_size=16)
     cheats[name] = new_model(kind, config)
     steps = train(
         cheats[name], map(change, dataset), steps=LEAK_STEPS, rate=lambda step: 3e-3 * min(1, (step + 1) / 20)

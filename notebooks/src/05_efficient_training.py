@@ -596,8 +596,8 @@ recompute_guess = guess_number("A step takes longer by", low=0, high=200, step=5
 display(recompute_guess)
 
 # %% name="measure-recompute"
-full_batch = PretrainingDataset(packed, vocabulary, "causal", batch_size=16).batch(0).to(device)
-quarters = [full_batch.rows(slice(n, n + 4)) for n in range(0, 16, 4)]
+full_batch = dataset.batch(0).to(device)
+quarters = [full_batch.rows(slice(n, n + 2)) for n in range(0, dataset.batch_size, 2)]
 WAYS = {  # micro-batches, number format, whether blocks are computed again
     "as it is": ([full_batch], torch.float32, False),
     "bf16": ([full_batch], torch.bfloat16, False),
@@ -623,14 +623,11 @@ def one_way(batches, dtype, again):
     return time.perf_counter() - began, most, torch.cat([p.grad.flatten() for p in decoder.parameters()])
 
 
-def most_kept(batches, dtype):
-    """The most bytes that the forward pass over a micro-batch keeps."""
-    sizes = []
-    for batch in batches:
-        with autocast(device, dtype), kept_for_backward(decoder) as kept:
-            batch_loss(decoder, batch)
-        sizes.append(kept.bytes)
-    return max(sizes)
+def bytes_kept_by(batch, dtype):
+    """The bytes that a forward pass keeps."""
+    with autocast(device, dtype), kept_for_backward(decoder) as kept:
+        batch_loss(decoder, batch)
+    return kept.bytes
 
 
 tried, turns_began = {way: [] for way in WAYS}, time.perf_counter()
@@ -650,7 +647,7 @@ states = {
 step_memory = {way: states | {"kept for backward": all_tried[0][1]} for way, all_tried in tried.items()}
 for way, (batches, dtype, again) in WAYS.items():
     if again:  # and what one block holds besides, while it is computed again
-        without = most_kept(batches, dtype)
+        without = bytes_kept_by(batches[0], dtype)
         kept = step_memory[way]["kept for backward"]
         step_memory[way]["inside a block"] = (without - kept) / decoder.config.n_layers
 display(
