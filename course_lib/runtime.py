@@ -89,7 +89,12 @@ def fast_dtype(device: torch.device) -> torch.dtype:
     """bf16 where a measured matrix product is at least 1.5 times as fast in it as in fp32, else fp32."""
     if device.type == "mps":
         return torch.float32
-    pays = matmul_rate(torch.bfloat16, device) > 1.5 * matmul_rate(torch.float32, device)
+
+    def gain(size: int) -> float:
+        return matmul_rate(torch.bfloat16, device, size) / matmul_rate(torch.float32, device, size)
+
+    # a small product first: without instructions for bf16 the large one takes seconds
+    pays = gain(128) > 0.25 and gain(768) > 1.5
     return torch.bfloat16 if pays else torch.float32
 
 

@@ -104,11 +104,26 @@ def test_measuring_moves_no_random_number_of_the_caller():
 
 @pytest.mark.parametrize(("gain", "wanted"), [(1.4, torch.float32), (1.6, torch.bfloat16)])
 def test_bf16_is_chosen_only_where_a_measurement_says_that_it_pays(monkeypatch, gain, wanted):
-    monkeypatch.setattr(runtime, "matmul_rate", lambda dtype, device: gain if dtype == torch.bfloat16 else 1.0)
+    monkeypatch.setattr(runtime, "matmul_rate", lambda dtype, device, size: gain if dtype == torch.bfloat16 else 1.0)
     fast_dtype.cache_clear()
     assert fast_dtype(CPU) == wanted
     with autocast(CPU):
         assert (torch.ones(2, 2) @ torch.ones(2, 2)).dtype == wanted
+    fast_dtype.cache_clear()
+
+
+@pytest.mark.parametrize(("rate", "is_measured"), [(0.01, False), (1.0, True)])
+def test_where_a_small_product_is_hopeless_in_bf16_no_large_one_is_tried(monkeypatch, rate, is_measured):
+    sizes = []
+
+    def measured(dtype, device, size):
+        sizes.append(size)
+        return rate if dtype == torch.bfloat16 else 1.0
+
+    monkeypatch.setattr(runtime, "matmul_rate", measured)
+    fast_dtype.cache_clear()
+    assert fast_dtype(CPU) == torch.float32
+    assert (768 in sizes) == is_measured
     fast_dtype.cache_clear()
 
 

@@ -124,7 +124,7 @@ from course_lib.finetuning import (
 )
 from course_lib.finetuning.tasks import TASKS, labelled_sentences, make_examples
 from course_lib.generation import generate
-from course_lib.model import EncoderDecoder
+from course_lib.model import Encoder, EncoderDecoder
 from course_lib.peft import LoRA, apply, switch
 from course_lib.pretrained import load_checkpoint, minilm
 from course_lib.records import Record
@@ -134,7 +134,7 @@ from course_lib.runs.following import MAX_LEN, Following, assess, follow, held_o
 from course_lib.runs.judging import load_judge
 from course_lib.runs.reading import load_reader
 from course_lib.runtime import pick_device, seeded
-from course_lib.training import held_out_loss, train
+from course_lib.training import held_out_loss, new_model, train
 from course_lib.widgets.binder import compare, guess, guess_number, sweep, table
 from course_lib.widgets.generation import GenerationBench, generation_explorer
 from course_lib.widgets.own_review import draw_judged, judge_with, judge_with_bag_of_words, review_explorer
@@ -279,11 +279,13 @@ plots.show(
 )
 
 # %% [markdown] name="padding-timed"
-# Padding takes time: the cell trains the course's encoder for one epoch on some of these texts in each of the three ways. (One run of
-# each: another program on your machine may disturb it.)
+# Padding takes time: the cell trains a small encoder for one epoch on some of these texts in each of the three ways. (Its weights are
+# random and it has two narrow layers: padding is a share of the work, whatever is trained. One run of each: another program on your
+# machine may disturb it.)
 
 # %% name="time-padding"
-few = mixed[:112]
+few = mixed[:128]
+small = load_checkpoint("encoder").config.with_(d_model=128, d_ff=512, n_layers=2, n_heads=2)
 speeds, real_shares = {}, {}
 HOW = {
     "padded to the maximum": {"pad_to_most": True},
@@ -295,7 +297,7 @@ HOW = {
 def one_epoch(reviews, **options):
     """What one epoch on some reviews read, and its seconds."""
     how = FineTuning(epochs=1, head_first=False, max_tokens=LONGEST, **options)
-    model, began = Classifier(load_checkpoint("encoder")).to(device), time.perf_counter()
+    model, began = Classifier(new_model(Encoder, small)).to(device), time.perf_counter()
     (only,) = epochs(model, texts_of(reviews), labels_of(reviews), tokenizer, how)
     return only, time.perf_counter() - began
 
@@ -326,7 +328,8 @@ Markdown(
 # 768 for a model's width. `Classifier` reads it from the model: MiniLM's is another.)
 #
 # **Predict.** MiniLM (chapter 3) is fine-tuned on 100 sentences and compared on 300 training sentences that are kept aside;
-# the test is for the end. Which pooling is best?
+# the test is for the end. (To save time its word embeddings and the lower half of its layers stay as they are, here and in all that
+# is fine-tuned live from it: no gradient has to go down there. The record of section 3 trains the whole of it.) Which pooling is best?
 
 # %% name="predict-pooling" jupyter={"source_hidden": true}
 pooling_guess = guess("The best of the three", ["mean", "[CLS]", "last token", "all within 3 points"])
@@ -334,13 +337,22 @@ display(pooling_guess)
 
 # %% name="fine-tune-minilm"
 hundred, learned = (labelled_sample(to_learn, count, seed=0) for count in (100, 300))
-LIVE = FineTuning(rate=1e-4, epochs=4, head_first=False, length_grouped=True)
+LIVE = FineTuning(rate=2e-4, epochs=3, head_first=False, length_grouped=True)
+LAYERS = minilm_base.config.n_layers
+
+
+def with_fresh_head(base=minilm_base, **head):
+    """A classifier on MiniLM of which the upper half of the layers is trained: no gradient goes below."""
+    torch.manual_seed(0)  # a dense layer begins random
+    classifier = Classifier(copy.deepcopy(base), **head).to(device)
+    for part in (classifier.body.embeddings, *classifier.body.encoder["layer"][: LAYERS // 2]):
+        part.requires_grad_(False)
+    return classifier
 
 
 def on_minilm(learned, how=LIVE, base=minilm_base, **head):
     """MiniLM with a fresh head, fine-tuned on labelled reviews."""
-    torch.manual_seed(0)  # a dense layer begins random
-    classifier = Classifier(copy.deepcopy(base), **head).to(device)
+    classifier = with_fresh_head(base, **head)
     fine_tune(classifier, texts_of(learned), labels_of(learned), minilm_tokenizer, how)
     return classifier
 
@@ -393,14 +405,14 @@ compare(
 # step is one batch of 16 sentences, so its loss jumps with what they are. Saying one half to everything costs ln 2.)
 
 # %% name="train-with-curves"
-classifier = Classifier(copy.deepcopy(minilm_base)).to(device)
+classifier = with_fresh_head()
 how = replace(LIVE, epochs=6, patience=2)
 held_out = (texts_of(SENTENCES["dev"]), labels_of(SENTENCES["dev"]))
-seen, as_it_was = [], []  # the records, and the classifier after each epoch
+seen = []
 coming = epochs(classifier, texts_of(learned), labels_of(learned), minilm_tokenizer, how, held_out=held_out)
 for epoch in tqdm(coming, total=how.epochs):
     seen.append(epoch)
-    as_it_was.append(copy.deepcopy(classifier))
+    at_last = copy.deepcopy(classifier)  # behind the last epoch the classifier goes back to the best
 best_epoch = min(seen, key=lambda epoch: epoch.held_out)
 plots.show(
     plots.draw_curves(
@@ -798,7 +810,7 @@ def by_confidence(shares, parts=5):
 
 on_tests = {
     "MiniLM, best epoch": probabilities,
-    "MiniLM, last epoch": predictions(as_it_was[-1], texts_of(tests), minilm_tokenizer),
+    "MiniLM, last epoch": predictions(at_last, texts_of(tests), minilm_tokenizer),
     "bag of words": words_probabilities,
 }
 plots.show(
@@ -839,7 +851,7 @@ compare(
 # %% name="scale-by-temperature"
 on_dev = {
     "MiniLM, best epoch": predictions(classifier, held_out[0], minilm_tokenizer),
-    "MiniLM, last epoch": predictions(as_it_was[-1], held_out[0], minilm_tokenizer),
+    "MiniLM, last epoch": predictions(at_last, held_out[0], minilm_tokenizer),
     "bag of words": words_model.predict_proba(held_out[0]),
 }
 TEMPERATURES = np.geomspace(0.05, 10, 200)
@@ -934,19 +946,24 @@ own_box = review_explorer(MODELS, OWN)
 display(own_box)
 
 # %% name="own-review-without-a-kernel" jupyter={"source_hidden": true}
-judged = {name: judge(OWN) for name, judge in MODELS.items()}
 plots.show(
-    draw_judged(judged), alt="One review as three models judge it, each token coloured by how it moved the score."
+    draw_judged(own_box.value),
+    alt="One review as three models judge it, each token coloured by how it moved the score.",
 )
 
 # %% name="own-review-answer" jupyter={"source_hidden": true}
+WITHOUT_REASONS = {  # the same three, asked only how likely texts are to be positive
+    "bag of words": lambda texts: words_model.predict_proba(texts)[:, 1],
+    "encoder": lambda texts: predictions(encoder_classifier, texts, tokenizer)[:, 1],
+    "MiniLM": lambda texts: predictions(classifier, texts, minilm_tokenizer)[:, 1],
+}
 TRICKY = {
     "Not one boring minute.": 1,
     "It is anything but a masterpiece.": 0,
     "I have seen worse films, but not many.": 0,
     "Nobody who hates good films should see it.": 1,
 }
-answers = {name: [judge(text).positive for text in TRICKY] for name, judge in MODELS.items()}
+answers = {name: positive(list(TRICKY)) for name, positive in WITHOUT_REASONS.items()}
 tricked = table(
     ["sentence", "meant", *(f"{name}: positive" for name in MODELS)],
     [
@@ -979,16 +996,15 @@ SIX = {
     "Great, another charger that dies after two days.": 0,
     "I could not find anything to complain about.": 1,
 }
-rows = []
-for text, label in SIX.items():
-    positive = {name: judge(text).positive for name, judge in MODELS.items()}
-    rows.append(
-        [
-            text,
-            "good" if label else "bad",
-            *(f"{p:.0%}{' ✓' if (p >= 0.5) == bool(label) else ' ✗'}" for p in positive.values()),
-        ]
-    )
+of_six = {name: positive(list(SIX)) for name, positive in WITHOUT_REASONS.items()}
+rows = [
+    [
+        text,
+        "good" if label else "bad",
+        *(f"{p[n]:.0%}{' ✓' if (p[n] >= 0.5) == bool(label) else ' ✗'}" for p in of_six.values()),
+    ]
+    for n, (text, label) in enumerate(SIX.items())
+]
 display(table(["sentence", "meant", *(f"{name}: positive" for name in MODELS)], rows))
 hits = {name: sum(row[2 + k].endswith("✓") for row in rows) for k, name in enumerate(MODELS)}
 Markdown(
@@ -1015,7 +1031,7 @@ folder = Path(tempfile.mkdtemp())
 with (folder / "mine.csv").open("w", encoding="utf-8", newline="") as file:
     writer = csv.writer(file)
     writer.writerow(["text", "label"])
-    writer.writerows([r.text, "positive" if r.label else "negative"] for r in labelled_sample(to_learn, 800, seed=3))
+    writer.writerows([r.text, "positive" if r.label else "negative"] for r in labelled_sample(to_learn, 400, seed=3))
 own_run = FineTune(data=str(folder / "mine.csv"), base="encoder", epochs=2)
 own_report = finetune(own_run, folder / "model", progress=lambda line: None)
 (answer,) = load_tuned(folder / "model").predict(["A film that nobody needs."])
