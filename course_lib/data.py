@@ -48,10 +48,11 @@ OBJECTIVES: dict[str, Callable[..., Batch]] = {
 
 @dataclass(frozen=True)
 class Review:
-    """One text with its sentiment (1 positive, 0 negative, None unknown) and where it comes from."""
+    """One text with its sentiment (1 positive, 0 negative, None unknown; of your own texts a class may also be a name)
+    and where it comes from."""
 
     text: str
-    label: int | None
+    label: int | str | None
     source: str
 
     @cached_property
@@ -162,9 +163,9 @@ def own_files(path: Path | str) -> dict[str, Path]:
 def read_own_texts(path: Path | str, *, text_column: str = "text", label_column: str | None = None) -> list[Review]:
     """Your own corpus: a .txt (documents divided by empty lines), a .csv (one document a row), or a folder of .txt.
 
-    label_column: a column of 0s and 1s, where there is one.
+    label_column: a column of classes, 0s and 1s or names, where there is one.
     Raises FileNotFoundError for a missing path; ValueError for another kind of file, bytes that are not UTF-8 (with
-    the line), a column that is not there (with those that are), a label that is not 0 or 1, or no text at all.
+    the line), a column that is not there (with those that are), an empty label, or no text at all.
     """
     path, kind = Path(path), Path(path).suffix.lower()
     if path.is_dir():
@@ -177,7 +178,7 @@ def read_own_texts(path: Path | str, *, text_column: str = "text", label_column:
         raise ValueError(f"{path} is neither .txt, .csv nor a folder of .txt files: convert it to one of these")
     texts = [review for review in texts if review.text]
     if not texts:
-        raise ValueError(f"{path} holds no text: give at least one document that is not empty")
+        raise ValueError(f"{path} holds {_what_is_missing(path)}")
     return texts
 
 
@@ -381,10 +382,20 @@ def _read_csv(path: Path, text_column: str, label_column: str | None) -> list[Re
     reviews = []
     for row in rows:
         label = None if label_column is None else row[label_column] or ""  # "" too where a row ends before its label
-        if label not in (None, "0", "1"):
-            raise ValueError(f"{path}, line {rows.line_num}: label {label!r} is not 0 or 1")
-        reviews.append(Review(clean(row[text_column] or ""), None if label is None else int(label), path.name))
+        if label is not None and not label.strip():
+            raise ValueError(f"{path}, line {rows.line_num}: its {label_column} is empty: give each text a class")
+        label = label and label.strip()
+        reviews.append(Review(clean(row[text_column] or ""), int(label) if label in ("0", "1") else label, path.name))
     return reviews
+
+
+def _what_is_missing(path: Path) -> str:
+    """Of a file or folder without a text: what it should hold."""
+    if not path.is_dir() or own_files(path):
+        return "no text: give at least one document that is not empty"
+    others = sorted(entry.name for entry in path.iterdir() if not entry.name.startswith("."))
+    has = f"it has {', '.join(others[:3])}{' and others' * (len(others) > 3)}" if others else "it is empty"
+    return f"no .txt file ({has}): rename what is plain text to .txt, or name one .txt or .csv"
 
 
 def _keywords(function: Callable) -> tuple[str, ...]:

@@ -145,7 +145,8 @@ def read_text(path: Path | str) -> str:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
         line = error.object.count(b"\n", 0, error.start) + 1  # of the bytes behind the mark that a file may begin with
-        raise ValueError(f"{path}, line {line}, is not UTF-8: save the file as UTF-8 and read it again") from None
+        remedy = "save the file as UTF-8 and read it again, if it is text at all"
+        raise ValueError(f"{path}, line {line}, is not UTF-8: {remedy}") from None
 
 
 def not_there(path: Path | str) -> FileNotFoundError:

@@ -259,9 +259,11 @@ def train(
 def with_progress(records: Iterable[StepRecord], total: int) -> Iterator[StepRecord]:
     """The same records, with a progress bar of tqdm that shows the loss, in a terminal or a notebook. A run that goes
     on begins where its first record is."""
-    with tqdm(total=total, unit="step", dynamic_ncols=True) as bar:
+    with contextlib.ExitStack() as opened:
+        bar = None
         for record in records:
-            if bar.n == 0:
+            if bar is None:  # not before the first step: what is wrong with a run is said without a bar
+                bar = opened.enter_context(tqdm(total=total, unit="step", dynamic_ncols=True))
                 bar.n = bar.initial = record.step - 1
             bar.set_postfix_str(f"loss {record.loss:.3f}", refresh=False)
             bar.update()

@@ -97,6 +97,8 @@ RIGHT_SHARES = [share_by_strings, share_by_windows]
 WRONG_SHARES = {
     share(joined, joined): "n-grams run across the border",
     share(read=joined): "n-grams of what was read run across the border",
+    share(joined): "n-grams of the held-out texts run across the border",
+    lambda held_out, read, n: 100 * share()(held_out, read, n): "That is percent",
     share(lambda texts, n: list(set(grams_of(texts, n)))): "Each kind of n-gram counts once",
     lambda held_out, read, n: share()(read, held_out, n): "turned round",
     lambda held_out, read, n: 1 - share()(held_out, read, n): "are new",

@@ -1,5 +1,6 @@
 """The documentation of installed packages: read as text, the same every time, and without running a line of it."""
 
+import gc
 import sys
 
 import pytest
@@ -98,3 +99,16 @@ def test_every_package_of_the_course_has_much_to_say():
     for text in documentation():
         sizes[text.source] += len(text.text)
     assert min(sizes.values()) > 300_000
+
+
+@pytest.mark.parametrize("is_on", [True, False])
+def test_reading_leaves_the_collector_as_it_was(is_on):
+    was_on = gc.isenabled()
+    try:
+        (gc.enable if is_on else gc.disable)()
+        documentation(["numpy"], 1_001)
+        with pytest.raises(ValueError, match="not installed"):
+            documentation(["no_such_package"], 1_000)
+        assert gc.isenabled() is is_on
+    finally:
+        (gc.enable if was_on else gc.disable)()

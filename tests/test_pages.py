@@ -141,6 +141,12 @@ def test_the_numbers_of_a_classifiers_page_are_those_of_its_run(classifier, fold
     assert right / metrics["sizes"]["to test"] == pytest.approx(found["accuracy"]["value"])
     alts = " ".join(of["alt"] for tag, of in page.tags if tag == "img")
     assert all(f"{one['confidence']:.2f} claimed, {one['accuracy']:.2f} right" in alts for one in found["reliability"])
+    points = [row for row in page.rows if len(row) == 3 and row[1].endswith(")") and row[2].isdigit()]
+    assert [int(row[2]) for row in points] == [one["texts"] for one in found["reliability"]]
+    for one, (claimed, right_of, _) in zip(found["reliability"], points, strict=True):
+        assert (claimed, right_of.split()[0]) == (f"{one['confidence']:.2f}", f"{one['accuracy']:.2f}")
+        low, high = (float(end) for end in right_of.split("(")[1].rstrip(")").split(" to "))
+        assert low < high and low - 0.01 <= one["accuracy"] <= high + 0.01
     size = (classifier.folder / "metrics.json").stat().st_size
     assert page.cell("metrics.json") == f"{size:,}"
 

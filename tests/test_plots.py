@@ -113,6 +113,18 @@ def test_no_line_of_a_reference_runs_through_the_name_of_another(draw, values):
     assert not any(name.shrunk(0.96, 0.8).overlaps(line) for name, line in itertools.product(names, lines))
 
 
+def test_a_long_logarithmic_axis_is_written_in_words_one_can_read():
+    def ticks(of):
+        figure = plots.draw_curves({"full": (of, [1.0] * len(of))}, log_x=True)
+        figure.canvas.draw()
+        return {label.get_text() for label in figure.axes[0].get_xticklabels(which="both")} - {""}
+
+    ladder = [4096 * 2**n for n in range(9)]
+    assert {"10k", "100k", "1M"} <= ticks(ladder)
+    assert not any("10^" in label for label in ticks(ladder))
+    assert any("10^" in label for label in ticks([1e-6 * x for x in ladder]))  # shares are left as they were
+
+
 @pytest.mark.parametrize("values", [(9.0, 8.99, 8.98), (1.0, 1.01, 1.02), (5.0, 5.0, 5.0)])
 def test_names_of_references_stay_apart_wherever_the_lines_are(values):
     references = dict(zip(("first", "second", "third"), values, strict=True))

@@ -452,6 +452,16 @@ def test_a_progress_bar_hands_on_the_records_and_shows_step_and_loss(capsys):
     assert "loss 5.667" in last
 
 
+def test_a_run_that_cannot_begin_says_so_without_a_bar(capsys):
+    def refused():
+        raise ValueError("no such text")
+        yield
+
+    with pytest.raises(ValueError, match="no such text"):
+        list(with_progress(refused(), 7))
+    assert capsys.readouterr().err == ""
+
+
 # ---------------------------------------------------------------- loss on held-out batches
 
 

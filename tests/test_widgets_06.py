@@ -11,7 +11,14 @@ from course_lib.evaluation import stream_nats
 from course_lib.model import Decoder
 from course_lib.training import new_model
 from course_lib.widgets.binder import sweep
-from course_lib.widgets.surprise import MOST_TOKENS, SurpriseBench, describe_surprise, draw_surprise, surprise_explorer
+from course_lib.widgets.surprise import (
+    MOST_TOKENS,
+    Surprise,
+    SurpriseBench,
+    describe_surprise,
+    draw_surprise,
+    surprise_explorer,
+)
 
 TEXTS = [review.text for review in reviews_of("dev", "rotten_tomatoes")[:2]]
 
@@ -47,6 +54,14 @@ def test_the_picture_shows_every_token_and_can_be_read(bench, monkeypatch):
     assert_readable(figure, words)
     bars = figure.axes[0].patches
     assert [bar.get_width() for bar in bars] == pytest.approx(surprise.after_T.tolist())
+    legend = [text.get_text() for text in figure.axes[0].get_legend().get_texts()]
+    assert set(legend) == {"now: after 500 tokens", "before reading"}
+
+
+@pytest.mark.parametrize("dearest", [3.0, 12.0, 40.0])
+def test_no_mark_lies_on_the_edge_or_outside(dearest):
+    surprise = Surprise(("a", "b"), np.array([1.0, dearest]), np.array([2.0, 1.0]), 10)
+    assert draw_surprise(surprise).axes[0].get_xlim()[1] > 1.04 * dearest
 
 
 def test_every_setting_of_the_explorer_is_well(snapshots):

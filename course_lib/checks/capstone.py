@@ -59,7 +59,7 @@ BITS_MISTAKES: dict[str, Callable[[float, int, str], float]] = {
         x * n * math.log(2) / len(t.encode())
     ),
     "That is bits per token: the loss of all tokens belongs to all bytes.": lambda x, n, t: x / math.log(2),
-    "Divided by characters: é is one character and two bytes. Compressors count bytes, and so does UTF-8.": (
+    "Divided by characters: ö is one character and two bytes. Compressors count bytes, and so does UTF-8.": (
         lambda x, n, t: x * n / math.log(2) / len(t)
     ),
     "The loss of a single token was divided by the bytes of all: multiply by the number of tokens.": lambda x, n, t: (
@@ -114,11 +114,8 @@ SHARE_CASES = [
     ([[4, 4, 5], [6]], [[4, 6], [5, 5]], 1),
     ([[3, 2, 1], [1]], [[1, 2, 3], [2, 1, 3]], 2),
     ([[1], []], [[1, 2]], 2),
-    (
-        [[n * n % 7 for n in range(60)], [n % 5 for n in range(40)]],
-        [[n * n % 11 for n in range(90)], [0, 1, 2, 3, 4] * 3],
-        4,
-    ),
+    ([[n * n % 7 for n in range(60)], [n % 5 for n in range(40)]],
+     [[n * n % 11 for n in range(90)], [0, 1, 2, 3, 4] * 3], 4),
 ]  # fmt: skip
 SHARE_MISTAKES: dict[str, Callable[[Texts, Texts, int], float]] = {
     "n-grams run across the border of two texts: nobody wrote those. Make them text by text.": lambda h, r, n: _share(
@@ -127,6 +124,10 @@ SHARE_MISTAKES: dict[str, Callable[[Texts, Texts, int], float]] = {
     "n-grams of what was read run across the border of two texts: make them text by text.": lambda h, r, n: _share(
         _all(h, n), _grams(_joined(r), n)
     ),
+    "n-grams of the held-out texts run across the border of two texts: make them text by text.": lambda h, r, n: _share(
+        _grams(_joined(h), n), _all(r, n)
+    ),
+    "That is percent: a share lies between 0 and 1.": lambda h, r, n: 100 * share_read_reference(h, r, n),
     "Each kind of n-gram counts once: one that stands in the held-out texts five times should count five times.": (
         lambda h, r, n: _share(set(_all(h, n)), _all(r, n))
     ),
@@ -218,9 +219,7 @@ class Duel:
         return a[order], b[order]
 
     def in_words(self) -> str:
-        return (
-            f"{self.both} texts right by both, {self.only_a} by a alone, {self.only_b} by b alone, {self.none} by none"
-        )
+        return f"{self.both} texts right by both, {self.only_a} by a, {self.only_b} by b alone, {self.none} by none"
 
 
 DUELS = [

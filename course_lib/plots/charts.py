@@ -217,11 +217,24 @@ def draw_curves(
     if log_x and len(places) <= FEW:
         axes.set_xticks(places, [f"{x:,g}" for x in places])
         axes.minorticks_off()
+    elif log_x and min(places) >= 1:
+        axes.xaxis.set_major_formatter(lambda x, _: short(x))
     for value in references.values():
         axes.axhline(value, color=INK, linestyle="--", linewidth=1.1)
     _name_at_right(axes, references)
     legend_at(axes, LEFT / wide, (below - 40) / high, ncols=columns, handles=entries)
     return figure
+
+
+def short(number: float) -> str:
+    """A number as the axis of a long run shows it.
+
+    >>> short(2), short(1000), short(10_000), short(1e6)
+    ('2', '1,000', '10k', '1M')
+    """
+    if number >= 1e6:
+        return f"{number / 1e6:g}M"
+    return f"{number / 1e3:g}k" if number >= 1e4 else f"{number:,g}"
 
 
 def _name_at_right(axes: Axes, references: Mapping[str, float]) -> None:

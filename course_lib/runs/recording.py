@@ -19,7 +19,7 @@ from course_lib.runs.following import record_following
 from course_lib.runs.judging import record_judge
 from course_lib.runs.laboratory import Laboratory
 from course_lib.runs.language import record_language
-from course_lib.runs.own_text import record_own_text
+from course_lib.runs.own_reading import record_own_text
 from course_lib.runs.pretraining import pretrain
 from course_lib.runs.probe import SentimentProbe
 from course_lib.runs.reading import record_reader

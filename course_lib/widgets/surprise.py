@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 
 from course_lib.evaluation import stream_nats
 from course_lib.model import Decoder
-from course_lib.plots.theme import BLUE, GREY, INK, axes_at, in_theme, text_width, visible
+from course_lib.plots.theme import BLACK, BLUE, INK, axes_at, in_theme, text_width, visible
 from course_lib.tokenizer import Tokenizer
 from course_lib.widgets.binder import Explorer, bind
 
@@ -67,9 +67,12 @@ def draw_surprise(surprise: Surprise) -> Figure:
     figure = Figure(figsize=(7.5, (high + 74) / 72))
     axes = axes_at(figure, left, 28, 7.5 * 72 - left - 20, high)
     places = np.arange(len(names))
-    axes.barh(places, surprise.after_T, height=0.7, color=BLUE, edgecolor=INK, linewidth=0.4, label="now")
-    axes.plot(surprise.before_T, places, "|", color=GREY, markersize=9, markeredgewidth=2, label="before reading")
-    axes.set(xlim=(0, max(12.0, surprise.before_T.max(), surprise.after_T.max())), ylim=(len(names) - 0.5, -0.5))
+    now = f"now: after {surprise.read:,} tokens"
+    axes.barh(places, surprise.after_T, height=0.7, color=BLUE, edgecolor=INK, linewidth=0.4, label=now)
+    axes.plot(surprise.before_T, places, "|", color="white", markersize=12, markeredgewidth=5)  # seen on a bar too
+    axes.plot(surprise.before_T, places, "|", color=BLACK, markersize=11, markeredgewidth=2, label="before reading")
+    farthest = 1.05 * max(surprise.before_T.max(), surprise.after_T.max())
+    axes.set(xlim=(0, max(12.0, farthest)), ylim=(len(names) - 0.5, -0.5))
     axes.set_xlabel("nats")
     axes.set_yticks(places, names, fontsize=9)
     axes.grid(axis="y", visible=False)

@@ -97,7 +97,8 @@ from course_lib.peft import BitFit, LoRA, apply, load_adapter, merge_and_unload,
 from course_lib.pretrained import CHECKPOINTS_FOLDER, load_checkpoint, load_model, save_model
 from course_lib.records import Record
 from course_lib.runs import RECORDS_FOLDER, FineTune, finetune, write_page
-from course_lib.runs.own_text import HeldOut, Reading, class_of, held_out_of, own_text, paragraphs
+from course_lib.runs.own_reading import HeldOut, Reading, held_out_of
+from course_lib.runs.own_text import class_of, own_text, paragraphs
 from course_lib.runs.strategies import minilm
 from course_lib.runtime import pick_device, seeded
 from course_lib.schedules import Schedule

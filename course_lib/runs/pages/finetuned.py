@@ -5,6 +5,7 @@ import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
+from course_lib.evaluation import Interval, proportion_interval
 from course_lib.plots import draw_bars, draw_curves
 from course_lib.runs.finetuning import facts
 from course_lib.runs.finetuning.examples import CLASSIFICATION
@@ -113,6 +114,13 @@ def _calibration(found: Mapping) -> Iterator[str]:
                      for one in bins)  # fmt: skip
     yield picture(figure, f"Share of right answers against the claimed probability, by bin: {said}.",
                   "On the line, a claim of 0.8 is right in 8 of 10 texts; below it the model is too sure.")  # fmt: skip
+    rows = [[f"{one['confidence']:.2f}", f"{_share_right(one):.2f}", f"{one['texts']:,}"] for one in bins]
+    yield table([["claimed, in the mean", "right, with its 95% interval", "texts"], *rows],
+                "The points of the figure, from left to right: of few texts a point can lie anywhere.")  # fmt: skip
+
+
+def _share_right(one: Mapping) -> Interval:
+    return proportion_interval(round(one["accuracy"] * one["texts"]), one["texts"])
 
 
 def _of_writer(metrics: Mapping) -> Iterator[str]:
