@@ -628,7 +628,7 @@ leak_guess = guess(
 display(leak_guess)
 
 # %% name="train-leaks"
-LEAK_STEPS, LEAK_LENGTH = 100, 64
+LEAK_STEPS, LEAK_LENGTH = 120, 32
 short_rows = replace(packed, ids_NT=packed.ids_NT[:4000, :LEAK_LENGTH], document_ids_NT=packed.document_ids_NT[:4000, :LEAK_LENGTH])  # fmt: skip
 small = TransformerConfig(vocabulary.size, d_model=128, n_layers=2, n_heads=4, d_ff=512, max_len=LEAK_LENGTH)
 small_rotary = small.with_(positions="rotary")
