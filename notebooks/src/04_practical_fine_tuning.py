@@ -675,14 +675,15 @@ display(forget_guess)
 dev_rows = PretrainingDataset(
     training_rows(128, split="dev"), tokenizer.vocabulary, "masked", options={"mask_prob": 0.3}
 )
-masked_batches = [dev_rows.batch(number) for number in range(2)]
+masked_batches = [dev_rows.batch(0)]
 RATES = (1e-4, 3e-4, 1e-3, 3e-3)
+ENCODER = FineTuning(head_strength=0.005, length_grouped=True)
 forgotten, right_at, tuned = {}, {}, {}
 with_head = load_checkpoint("encoder").to(device)
 before = held_out_loss(with_head, masked_batches)
 for rate in tqdm(RATES):
     tuned[rate] = Classifier(load_checkpoint("encoder")).to(device)
-    fine_tune(tuned[rate], texts_of(hundred), labels_of(hundred), tokenizer, FineTuning(rate=rate, head_strength=0.005))
+    fine_tune(tuned[rate], texts_of(hundred), labels_of(hundred), tokenizer, replace(ENCODER, rate=rate))
     forgotten[rate] = held_out_loss(tuned[rate].body, masked_batches)
     given = predictions(tuned[rate], texts_of(to_try), tokenizer).argmax(1)
     right_at[rate] = accuracy(labels_of(to_try), given)
@@ -727,7 +728,7 @@ compare(
 # %% name="switch-off"
 lora_model = Classifier(load_checkpoint("encoder")).to(device)
 apply(lora_model, LoRA(rank=8, alpha=16), modules_to_save=["head"])
-fine_tune(lora_model, texts_of(hundred), labels_of(hundred), tokenizer, FineTuning(rate=2e-3, head_strength=0.005))
+fine_tune(lora_model, texts_of(hundred), labels_of(hundred), tokenizer, replace(ENCODER, rate=2e-3))
 while_on = held_out_loss(lora_model.body, masked_batches)
 switch(lora_model, None)
 switched_off = held_out_loss(lora_model.body, masked_batches)
@@ -934,7 +935,7 @@ fine_tune(
     texts_of(learned),
     labels_of(learned),
     tokenizer,
-    FineTuning(rate=3e-4, epochs=4, head_strength=0.005),
+    replace(ENCODER, rate=3e-4, epochs=4),
 )
 MODELS = {  # all three have learned from the same 300 sentences
     "bag of words": judge_with_bag_of_words(words_model, tokenizer),
@@ -1031,7 +1032,7 @@ folder = Path(tempfile.mkdtemp())
 with (folder / "mine.csv").open("w", encoding="utf-8", newline="") as file:
     writer = csv.writer(file)
     writer.writerow(["text", "label"])
-    writer.writerows([r.text, "positive" if r.label else "negative"] for r in labelled_sample(to_learn, 400, seed=3))
+    writer.writerows([r.text, "positive" if r.label else "negative"] for r in labelled_sample(to_learn, 600, seed=3))
 own_run = FineTune(data=str(folder / "mine.csv"), base="encoder", epochs=2)
 own_report = finetune(own_run, folder / "model", progress=lambda line: None)
 (answer,) = load_tuned(folder / "model").predict(["A film that nobody needs."])
@@ -1680,8 +1681,8 @@ table(
 decoder = load_checkpoint("decoder")
 vocabulary = tokenizer.vocabulary
 clinic_reviews = labelled_sample(SENTENCES["train"], 400, seed=5)
-clinic_examples = make_examples(TASKS["begin"], 192)
-clinic_dev_examples = make_examples(TASKS["begin"], 64, split="dev")
+clinic_examples = make_examples(TASKS["begin"], 96)
+clinic_dev_examples = make_examples(TASKS["begin"], 32, split="dev")
 
 # %% [markdown] name="clinic-split-story"
 # ### Patient 1: a split
@@ -1734,7 +1735,7 @@ def cured_split(texts):
 
 
 def patient_batch(examples):
-    collated = GenerationCollator(vocabulary, Padding(fill_to=128))(examples)
+    collated = GenerationCollator(vocabulary, Padding(fill_to=96))(examples)
     return collated | {"labels": collated["input_ids"].clone()}
 
 
@@ -1742,10 +1743,10 @@ def patient_batch(examples):
 def losses_of_tuning(make_batch, steps=12):
     """The loss that is reported at the end of some steps, and that of answers to other prompts, in nats per token."""
     model = copy.deepcopy(decoder)
-    rows = [encode(one, tokenizer, max_len=128).as_example() for one in clinic_examples]
-    batches = (as_batch(make_batch(rows[16 * n : 16 * n + 16])) for n in range(steps))
+    rows = [encode(one, tokenizer, max_len=96).as_example() for one in clinic_examples]
+    batches = (as_batch(make_batch(rows[8 * n : 8 * n + 8])) for n in range(steps))
     reported = [row.loss for row in train(model, batches, steps=steps, rate=1e-3)][-1]
-    others = [encode(one, tokenizer, max_len=128).as_example() for one in clinic_dev_examples]
+    others = [encode(one, tokenizer, max_len=96).as_example() for one in clinic_dev_examples]
     answers_alone = as_batch(GenerationCollator(vocabulary)(others))
     return reported, held_out_loss(model.eval(), [answers_alone])
 
@@ -1765,7 +1766,7 @@ Markdown(f"The run reports {reported_loss:.2f} nats per token at its end. Its an
 
 
 def cured_batch(examples):
-    return GenerationCollator(vocabulary, Padding(fill_to=128))(examples)
+    return GenerationCollator(vocabulary, Padding(fill_to=96))(examples)
 
 
 # %% [markdown] name="clinic-shift-story"
@@ -2008,7 +2009,7 @@ def share_of_praise(rate, n_seeds=2):
             texts_of(part),
             labels_of(part),
             tokenizer,
-            FineTuning(rate=rate, epochs=5, head_first=False, seed=seed),
+            FineTuning(rate=rate, epochs=5, head_first=False, seed=seed, length_grouped=True),
         )
         answers = predictions(model, texts_of(SENTENCES["dev"]), tokenizer).argmax(1)
         shares.append((float(answers.mean()), float((answers == labels_of(SENTENCES["dev"])).mean())))
