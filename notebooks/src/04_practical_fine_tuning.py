@@ -1217,8 +1217,8 @@ display(loss_guess)
 
 # %% name="train-both-losses"
 SHORT = Following(
-    examples={"positive": 700, "negative": 700, "classify": 500, "begin": 700, "continue": 400, "repeat": 400},
-    batch_size=32,
+    examples={"positive": 140, "negative": 140, "classify": 100, "begin": 140, "continue": 80, "repeat": 80},
+    batch_size=16,
     epochs=1,
     clear=0.0,  # sentences of any sentiment that their reviews have; above 0 a bag of words chooses the clear ones
 )
@@ -1227,7 +1227,7 @@ answer_rows = [
     encode(one, tokenizer, max_len=MAX_LEN)
     for name, task in TASKS.items()
     if not task.is_held_out
-    for one in make_examples(task, 16, split="dev", clear=0.0)
+    for one in make_examples(task, 12, split="dev", clear=0.0)
 ]
 collate_answers = GenerationCollator(tokenizer.vocabulary)
 dev_answers = [as_batch(collate_answers([e.as_example() for e in answer_rows[n::4]])) for n in range(4)]
