@@ -630,7 +630,12 @@ tuned = models["full"]
 before_tuning = {f"body.{name}": w.to(device) for name, w in weights_of(base).items()}
 after_tuning = weights_of(tuned, list(before_tuning))
 deltas = {name: delta.cpu() for name, delta in changes(before_tuning, after_tuning).items()}
-looked_at = {name: delta for name, delta in deltas.items() if any(f"layer.{n}." in name for n in (0, 2, 5))}
+LOOKED_AT = [
+    f"layer.{n}.{kind}"
+    for n in (0, 2, 5)
+    for kind in ("attention.self.query", "attention.self.value", "intermediate.dense")
+]
+looked_at = {name: delta for name, delta in deltas.items() if name.endswith(tuple(LOOKED_AT))}
 lora_box = low_rank_explorer(base, looked_at)
 lora_box
 
@@ -1050,7 +1055,7 @@ for classifier, _, _ in prefixes.values():
     fold(classifier)
 
 # %% name="measure-prefixes"
-to_read = live_tests[:16]
+to_read = live_tests[:8]
 
 
 def reading_times(classifiers, rounds=5):
@@ -1173,7 +1178,8 @@ merged = copy.deepcopy(models["lora"])
 merge(merged)
 runners = {"base": fresh_classifier().eval()}
 runners |= {NAMES[name]: models[name] for name in TRIALS} | {"LoRA, merged": merged}
-times = reading_times(runners, rounds=7)
+times = reading_times(runners, rounds=10)
+del runners, merged
 ratios = {name: 100 * seconds / times["base"] for name, seconds in times.items()}
 overhead = {name: float(np.median(r)) for name, r in ratios.items()}
 plots.show(
