@@ -58,6 +58,25 @@ def test_values_are_summed_text_by_text():
         held.by_text(np.ones(len(held.ids)))
 
 
+def test_an_interval_draws_texts_and_not_tokens():
+    """Texts of a hundred equal tokens each tell no more than one token of each would."""
+    generator = np.random.default_rng(5)
+    sizes = (101, *[100] * 39)
+    held = HeldOut(tuple(range(sum(sizes))), sizes, 1)
+    level = generator.normal(size=40)
+    found = held.interval(np.repeat(level, 100))
+    by_hand = 1.96 * level.std() / np.sqrt(40)
+    assert found.value == pytest.approx(level.mean())
+    assert (found.high - found.low) / 2 == pytest.approx(by_hand, rel=0.15)
+    apart = held.interval(generator.normal(size=4000))  # the control: tokens that know nothing of their text
+    assert (apart.high - apart.low) / 2 == pytest.approx(1.96 / np.sqrt(4000), rel=0.3)
+
+
+def test_one_text_alone_has_no_interval():
+    found = HeldOut.of(["a good film"], 100).interval(np.array([1.0, 2.0, 3.0, 6.0]))
+    assert (found.value, found.low, found.high) == (3.0, -np.inf, np.inf)
+
+
 def test_the_rows_are_those_of_the_packed_texts(texts):
     own = OwnText(tuple(texts))
     assert torch.equal(READING.rows(own).ids_NT, packed_rows(own.words("read"), READING.row_length).ids_NT)

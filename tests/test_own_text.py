@@ -135,6 +135,13 @@ def test_what_is_rewritten_is_compared_as_it_then_stands():
         beginnings(1, rewrite=lambda text: "the same words for all")
 
 
+def test_no_half_of_a_word_that_was_taken_out_is_left_by_the_cut():
+    texts = [Review(f"{name} the beautiful film", None, name) for name in "ab"]
+    for most in range(1, 5):
+        found = paragraphs(texts, ["a", "b"], 1, tokens=(1, most), rewrite=lambda text: text.replace("beautiful", "it"))
+        assert all(set(t.text.split()) <= {"the", "a", "b", "it", "film"} for t in found)
+
+
 def test_a_paragraph_of_the_other_side_is_left_out():
     learned = paragraphs(ALIKE, ["a", "b"], 1, tokens=(3, 4))
     with pytest.raises(ValueError, match=r"a 0, b 0: ask for fewer"):

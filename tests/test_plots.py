@@ -122,6 +122,7 @@ def test_a_long_logarithmic_axis_is_written_in_words_one_can_read():
     ladder = [4096 * 2**n for n in range(9)]
     assert {"10k", "100k", "1M"} <= ticks(ladder)
     assert not any("10^" in label for label in ticks(ladder))
+    assert ticks(ladder[-4:]) == {"131k", "262k", "524k", "1.05M"}  # few places are written out
     assert any("10^" in label for label in ticks([1e-6 * x for x in ladder]))  # shares are left as they were
 
 

@@ -215,7 +215,7 @@ def draw_curves(
     axes.set(xlabel=xlabel, ylabel=ylabel, xscale="log" if log_x else "linear")
     places = sorted({float(x) for line in axes.get_lines() for x in line.get_xdata()})
     if log_x and len(places) <= FEW:
-        axes.set_xticks(places, [f"{x:,g}" for x in places])
+        axes.set_xticks(places, [short(x) for x in places])
         axes.minorticks_off()
     elif log_x and min(places) >= 1:
         axes.xaxis.set_major_formatter(lambda x, _: short(x))
@@ -229,12 +229,12 @@ def draw_curves(
 def short(number: float) -> str:
     """A number as the axis of a long run shows it.
 
-    >>> short(2), short(1000), short(10_000), short(1e6)
-    ('2', '1,000', '10k', '1M')
+    >>> short(0.5), short(1000), short(32_768), short(1_048_576)
+    ('0.5', '1,000', '32.8k', '1.05M')
     """
     if number >= 1e6:
-        return f"{number / 1e6:g}M"
-    return f"{number / 1e3:g}k" if number >= 1e4 else f"{number:,g}"
+        return f"{number / 1e6:.3g}M"
+    return f"{number / 1e3:.3g}k" if number >= 1e4 else f"{number:,g}"
 
 
 def _name_at_right(axes: Axes, references: Mapping[str, float]) -> None:

@@ -2,6 +2,7 @@
 and beside a decoder from nothing, measured at a ladder of tokens."""
 
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -11,7 +12,7 @@ import torch
 
 from course_lib import data
 from course_lib.data import RECORDS_FOLDER, Packed, PretrainingDataset, course_tokenizer, normalize, pack
-from course_lib.evaluation import bits_per_byte, stream_nats
+from course_lib.evaluation import Interval, bits_per_byte, bootstrap_interval, stream_nats
 from course_lib.files import sha256_of
 from course_lib.model import Decoder, LanguageModel
 from course_lib.optimizers import Optimizer, make_optimizer
@@ -139,8 +140,22 @@ class HeldOut:
 
     def loss(self, model: LanguageModel) -> tuple[float, float]:
         """Nats per token, and bits per byte."""
-        nats_N = self.nats(model)
+        return self.loss_of(self.nats(model))
+
+    def loss_of(self, nats_N: np.ndarray) -> tuple[float, float]:
+        """Nats per token, and bits per byte, of what `nats` has given."""
         return float(nats_N.mean()), bits_per_byte(float(nats_N.sum()), self.n_bytes)
+
+    def interval(self, values_N: np.ndarray) -> Interval:
+        """The mean of one value a token after the first, with its 95% interval by the bootstrap over texts; without
+        bounds for a single text. Raises ValueError as `by_text` does."""
+        totals, counts = self.by_text(values_N), self.by_text(np.ones(len(values_N)))
+        if len(totals) < 2:
+            return Interval(float(np.mean(values_N)), -math.inf, math.inf)
+        draw = np.random.default_rng(0)
+        return bootstrap_interval(
+            lambda total_N, count_N: total_N.sum() / count_N.sum(), totals, counts, generator=draw
+        )
 
     def by_text(self, values_N: np.ndarray) -> np.ndarray:
         """float64 [texts]: the sum of one value a token after the first, text by text. Tokens of one text are alike, so

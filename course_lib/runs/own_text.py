@@ -123,7 +123,8 @@ def paragraphs(
     tokens, and none with fewer than the least. Each stands there once, and none that is in `apart_from`: two texts can
     begin alike.
 
-    rewrite: what is done to each beginning, before it is compared with the others.
+    rewrite: what is done to each text before it is cut and compared, so that a cut leaves no half of a word behind that
+    was to be taken out.
     Raises ValueError for fewer than 2 classes, or a class with too few texts (with how many there are).
     """
     if len(classes) < 2:
@@ -135,8 +136,8 @@ def paragraphs(
     kept: dict[str, list[Review]] = {name: [] for name in classes}
     taken = {text.identity for text in apart_from}
     mine = [text for text in texts if class_of(text) in kept]
-    for text, ids in zip(mine, tokenizer.encode_all([text.text for text in mine]), strict=True):
-        found = Review(rewrite(tokenizer.decode(ids[:most])), text.label, text.source)
+    for text, ids in zip(mine, tokenizer.encode_all([rewrite(text.text) for text in mine]), strict=True):
+        found = Review(tokenizer.decode(ids[:most]), text.label, text.source)
         if len(ids) >= least and len(kept[class_of(text)]) < per_class and found.identity not in taken:
             taken.add(found.identity)
             kept[class_of(text)].append(found)
