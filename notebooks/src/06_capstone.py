@@ -41,11 +41,11 @@ progress("06")
 #   surprise, shared out over the bytes of the text instead of the tokens, so that models with different tokenizers can be compared.
 #   Commands say *per target*: a target is a token that is asked for.
 # - **n-gram**: n tokens in a row, so that a 12-gram is twelve. **Docstring**: the text with which a piece of Python code documents itself.
-# - **Rung**: one of the numbers of tokens after which a run is measured, each twice the one before; together they are its **ladder**.
+# - **Rung**: one of the numbers of tokens after which a run is measured, each twice the one before; together they are its ladder.
 # - **LoRA**: thin matrices beside frozen ones. **Full**: everything trains. **BitFit**: the biases alone train.
 # - **Bag of words**: a classifier that knows which words and pairs of words a text has, and not in what order.
-# - **Macro F1**: the mean over the classes of each one's F1, so that a rare class weighs as much as a frequent one. **Calibration error (ECE)**: how
-#   far a classifier's probabilities lie from how often it is right. **Even bet**: the loss of one that gives all classes the same probability.
+# - **Macro F1**: the mean over the classes of each one's F1, so that a rare class weighs as much as a frequent one. **ECE**, expected calibration
+#   error: how far a classifier's probabilities lie from how often it is right. **Even bet**: the loss of one that gives all classes the same probability.
 # - **Paired interval**: where the difference of two classifiers lies in 95 of 100 such tests, from the texts on which only one is right.
 # - **The source**: the text that this course grew out of. **Names in the code** end in their axes:
 #   `ids_BT` has a row for each text of the batch (B) and a column for each position (T).
