@@ -529,7 +529,8 @@ compare(
     f"tokens without a letter, which are {share_of_signs:.0%} of all tokens here. "
     + (f"So much does it differ between {len(wide.sizes)} texts that half cannot be told from it. " if is_half else "")
     + (
-        "For their number they became cheaper than words: the form of a text is learned early, where brackets stand, how a parameter is listed."
+        "For their number they became cheaper than words: the form of a text is learned early"
+        + (", where brackets stand, how a parameter is listed." if OWN is None else ".")
         if from_signs.low > share_of_signs
         else "For their number they did not clearly become cheaper than words."
     ),
@@ -569,11 +570,13 @@ try:
     pool, tests = task_of(task_text, task_classes, without_names if OWN is None else str)
 except ValueError as error:  # a text of one kind has no task in it
     share_held = len(text.part("test") + text.part("dev")) / len(text.texts)
-    print(
-        f"{error}. For that, lower PER_CLASS_TESTS or PER_CLASS in this cell; as they stand, some "
-        f"{max(PER_CLASS_TESTS / share_held, len(SEEDS) * PER_CLASS / (1 - share_held)):.0f} paragraphs of each class are wanted. "
-        "This section goes on with the documentation."
-    )
+    wanted = max(PER_CLASS_TESTS / share_held, len(SEEDS) * PER_CLASS / (1 - share_held))
+    print(f"{error}.")
+    if len(most_common) > 1:
+        print(
+            f"Lower PER_CLASS_TESTS or PER_CLASS in this cell; as they stand, some {wanted:.0f} paragraphs of each class are wanted."
+        )
+    print("This section goes on with the documentation.")
     task_text, task_classes = own_text(), PACKAGES_TOLD_APART
     pool, tests = task_of(task_text, task_classes, without_names)
 number_of = {name: n for n, name in enumerate(task_classes)}
@@ -589,7 +592,7 @@ def sample(seed):
     return [t for of_class in zip(*mine, strict=True) for t in of_class]
 
 
-display(table(["class", "a paragraph, names taken out"], [[class_of(t), textwrap.shorten(t.text, 160)] for t in sample(0)[: len(task_classes)]]))  # fmt: skip
+display(table(["class", "a paragraph" + ", names taken out" * (task_classes is PACKAGES_TOLD_APART)], [[class_of(t), textwrap.shorten(t.text, 160)] for t in sample(0)[: len(task_classes)]]))  # fmt: skip
 Markdown(f"{len(sample(0))} paragraphs to learn from in each sample, {len(tests)} to test on, the same for all.")
 
 # %% name="adapt-both"
