@@ -337,7 +337,7 @@ display(pooling_guess)
 
 # %% name="fine-tune-minilm"
 hundred, learned = (labelled_sample(to_learn, count, seed=0) for count in (100, 300))
-LIVE = FineTuning(rate=2e-4, epochs=3, head_first=False, length_grouped=True)
+LIVE = FineTuning(rate=3e-4, epochs=2, head_first=False, length_grouped=True)
 LAYERS = minilm_base.config.n_layers
 
 
@@ -406,7 +406,7 @@ compare(
 
 # %% name="train-with-curves"
 classifier = with_fresh_head()
-how = replace(LIVE, epochs=6, patience=2)
+how = replace(LIVE, epochs=5, patience=2)
 held_out = (texts_of(SENTENCES["dev"]), labels_of(SENTENCES["dev"]))
 seen = []
 coming = epochs(classifier, texts_of(learned), labels_of(learned), minilm_tokenizer, how, held_out=held_out)
@@ -662,7 +662,7 @@ compare(
 # Fine-tuning overwrites what pre-training wrote. The course's encoder can show it, since it still has its pre-training task:
 # filling in masked words.
 #
-# **Predict.** 100 labelled sentences, five epochs, at a learning rate of 1e-3. What happens to the loss on masked words?
+# **Predict.** 100 labelled sentences, three epochs, at a learning rate of 1e-3. What happens to the loss on masked words?
 
 # %% name="predict-forgetting" jupyter={"source_hidden": true}
 forget_guess = guess(
@@ -677,7 +677,7 @@ dev_rows = PretrainingDataset(
 )
 masked_batches = [dev_rows.batch(0)]
 RATES = (1e-4, 3e-4, 1e-3, 3e-3)
-ENCODER = FineTuning(head_strength=0.005, length_grouped=True)
+ENCODER = FineTuning(epochs=3, head_strength=0.005, length_grouped=True)
 forgotten, right_at, tuned = {}, {}, {}
 with_head = load_checkpoint("encoder").to(device)
 before = held_out_loss(with_head, masked_batches)
@@ -935,7 +935,7 @@ fine_tune(
     texts_of(learned),
     labels_of(learned),
     tokenizer,
-    replace(ENCODER, rate=3e-4, epochs=4),
+    replace(ENCODER, rate=3e-4),
 )
 MODELS = {  # all three have learned from the same 300 sentences
     "bag of words": judge_with_bag_of_words(words_model, tokenizer),
@@ -1032,7 +1032,7 @@ folder = Path(tempfile.mkdtemp())
 with (folder / "mine.csv").open("w", encoding="utf-8", newline="") as file:
     writer = csv.writer(file)
     writer.writerow(["text", "label"])
-    writer.writerows([r.text, "positive" if r.label else "negative"] for r in labelled_sample(to_learn, 600, seed=3))
+    writer.writerows([r.text, "positive" if r.label else "negative"] for r in labelled_sample(to_learn, 800, seed=3))
 own_run = FineTune(data=str(folder / "mine.csv"), base="encoder", epochs=2)
 own_report = finetune(own_run, folder / "model", progress=lambda line: None)
 (answer,) = load_tuned(folder / "model").predict(["A film that nobody needs."])
@@ -1094,7 +1094,7 @@ table(
 )
 
 # %% name="train-text-to-text"
-PASSES, SIZE = 3, 16
+PASSES, SIZE = 2, 16
 pair_model = text_to_text(load_checkpoint("encoder"))
 
 
@@ -1222,7 +1222,7 @@ SHORT = Following(
     epochs=1,
     clear=0.0,  # sentences of any sentiment that their reviews have; above 0 a bag of words chooses the clear ones
 )
-STEPS = 25
+STEPS = 16
 answer_rows = [
     encode(one, tokenizer, max_len=MAX_LEN)
     for name, task in TASKS.items()
