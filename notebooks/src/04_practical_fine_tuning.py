@@ -337,7 +337,7 @@ display(pooling_guess)
 
 # %% name="fine-tune-minilm"
 hundred, learned = (labelled_sample(to_learn, count, seed=0) for count in (100, 300))
-LIVE = FineTuning(rate=3e-4, epochs=2, head_first=False, length_grouped=True)
+LIVE = FineTuning(rate=2e-4, epochs=3, head_first=False, length_grouped=True)
 LAYERS = minilm_base.config.n_layers
 
 
@@ -406,7 +406,7 @@ compare(
 
 # %% name="train-with-curves"
 classifier = with_fresh_head()
-how = replace(LIVE, epochs=5, patience=2)
+how = replace(LIVE, rate=3e-4, epochs=5, patience=2)
 held_out = (texts_of(SENTENCES["dev"]), labels_of(SENTENCES["dev"]))
 seen = []
 coming = epochs(classifier, texts_of(learned), labels_of(learned), minilm_tokenizer, how, held_out=held_out)
