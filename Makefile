@@ -47,8 +47,9 @@ record: $(READY)  ## make a recorded run again: make record NAME=objectives
 bench: $(READY)  ## the benchmarks, ours beside a peer
 	@for script in benchmarks/*.py; do echo "== $$script"; $(BIN)/python "$$script" || exit 1; done
 
+# Chromium wants the cores too: torch's threads should not spin while they wait (benchmarks/waiting_threads.py).
 browser: $(READY)  ## every chapter in a real Chromium: run whole, every control moved
-	$(BIN)/python -m pytest -m browser $(BROWSER) $(PYTEST_FLAGS)
+	GOMP_SPINCOUNT=1000 $(BIN)/python -m pytest -m browser $(BROWSER) $(PYTEST_FLAGS)
 
 # The stamp is touched last, so an installation that was cut off starts again.
 $(READY): pyproject.toml constraints.txt

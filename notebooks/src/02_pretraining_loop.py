@@ -290,7 +290,7 @@ range_guess = guess(
 display(range_guess)
 
 # %% name="rate-range-test"
-LOW, HIGH, TRIALS, NOTICEABLE = 1e-5, 1.0, 110, 0.3
+LOW, HIGH, TRIALS, NOTICEABLE = 1e-5, 1.0, 90, 0.3
 climbing = new_model(Decoder, small)
 tried = []
 try:
@@ -485,7 +485,7 @@ poison_guess = guess("Hurt most by one bad batch", ["SGD without clipping", "Ada
 display(poison_guess)
 
 # %% name="poisoned-batch"
-AT, LATER, SGD_RATE = 25, 15, 0.3
+AT, LATER, SGD_RATE = 20, 12, 0.3
 LAST = AT + 1 + LATER
 rubbish = torch.full_like(dataset.packed.ids_NT[:16], int(vocabulary.ordinary_ids[-1]))
 bad = dataset.corrupt(rubbish, seeded(0))
@@ -574,7 +574,7 @@ lab
 
 # %% name="training-lab-without-a-kernel" jupyter={"source_hidden": true}
 for peak in (2e-4, 2e-3):
-    lab.train_now(peak_rate=peak, steps=60)
+    lab.train_now(peak_rate=peak, steps=45)
 lab.picture()
 
 # %% name="training-lab-answer" jupyter={"source_hidden": true}
@@ -762,7 +762,7 @@ plots.show(
 # Is the record to be believed? The next cell begins the same run here: same seed, same rows, same recipe.
 
 # %% name="first-steps-live" jupyter={"source_hidden": true}
-LIVE_STEPS = 3
+LIVE_STEPS = 2
 whole = len(packed.ids_NT) // 4 * 4  # four rows of this chapter make one of the recipe's
 long_rows = Packed(*(ids[:whole].reshape(-1, 4 * ROW) for ids in (packed.ids_NT, packed.document_ids_NT)))
 again = recipe.model().to(device)
