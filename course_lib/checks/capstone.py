@@ -219,7 +219,9 @@ class Duel:
         return a[order], b[order]
 
     def in_words(self) -> str:
-        return f"{self.both} texts right by both, {self.only_a} by a, {self.only_b} by b alone, {self.none} by none"
+        return (
+            f"{self.both} texts right by both, {self.only_a} by a alone, {self.only_b} by b alone, {self.none} by none"
+        )
 
 
 DUELS = [

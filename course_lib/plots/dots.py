@@ -27,8 +27,8 @@ def draw_dots(
 ) -> Figure:
     """For each row its series, one below the other, each with its value at the right: a number is a dot, (low, high) a
     bar between them, (value, low, high) a dot with its interval. A series keeps its colour and marker in all rows; with
-    `one_colour` the marker alone tells it, for series that are only repetitions.
-    references are dashed lines with their names below the axis. What is long below the axis takes several lines.
+    `one_colour` the marker alone tells it, for series that are only repetitions. References are dashed lines with
+    their names below the axis. What is long below the axis takes several lines.
 
     Raises ValueError without a value, for one that is not finite, or that a logarithmic axis cannot show.
 
