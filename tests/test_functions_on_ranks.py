@@ -45,6 +45,23 @@ def test_every_rank_calls_the_function_with_its_helpers_and_gives_back_what_it_r
     assert sorted(line for line in lines if line.startswith("rank")) == [f"rank {n} says é" for n in range(3)]
 
 
+def what_is_seen():
+    import os
+
+    from course_lib.runtime import pick_device
+
+    return [os.environ.get("CUDA_VISIBLE_DEVICES"), pick_device().type]
+
+
+@slow
+def test_ranks_see_no_gpu_unless_they_are_to_compute_there(monkeypatch):
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "0,1")
+    assert run_on_ranks(what_is_seen, ranks=1) == [["", "cpu"]]
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    with pytest.raises(RuntimeError, match="device 'cuda' is not on this machine"):
+        run_on_ranks(what_is_seen, ranks=1, device="cuda")
+
+
 @slow
 def test_the_traceback_is_that_of_the_rank_that_failed():
     with pytest.raises(RuntimeError) as caught:

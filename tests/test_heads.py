@@ -163,6 +163,13 @@ def test_a_decoder_pools_what_has_seen_the_text_and_nothing_behind():
         assert (differ(first_E, second_E) > 1e-3) == is_seen
 
 
+@pytest.mark.parametrize("inner", ["plain", "tanh"])
+def test_a_head_stands_on_the_device_of_its_body(inner):
+    away = torch.device("meta")  # of no machine, and of every one
+    for model in (Classifier(body_of().to(away), inner=inner), Writer(body_of().to(away), tied=False)):
+        assert {parameter.device for parameter in model.parameters()} == {away}
+
+
 def test_a_new_classifier_bets_evenly_and_its_body_learns_once_its_head_has():
     classifier = Classifier(body_of(), 5)
     assert torch.equal(logits_of(classifier, ROWS), torch.zeros(4, 5))

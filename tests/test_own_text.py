@@ -110,6 +110,16 @@ def test_paragraphs_are_as_many_of_each_class_and_no_longer_than_asked(texts):
     assert all(10 <= len(tokenizer.encode(t.text)) <= 13 for t in found)
 
 
+def test_a_class_with_less_leaves_less_of_all_where_that_will_do(texts):
+    few = [t for t in texts if t.label == 0] + [t for t in texts if t.label == 1][:25]
+    whole = paragraphs(texts, ["0", "1"], 30, tokens=(1, 12))
+    found = paragraphs(few, ["0", "1"], 30, fewest=20, tokens=(1, 12))
+    assert found == whole[:25] + whole[30:55]
+    for fewest in (None, 26):
+        with pytest.raises(ValueError, match=f"{fewest or 30} texts of each class are wanted.*0 30, 1 25: ask"):
+            paragraphs(few, ["0", "1"], 30, fewest=fewest, tokens=(1, 12))
+
+
 STARTS = ("a film about love is what this is", "a FILM about love is what that is", "another one, of {name}")
 ALIKE = [
     Review(f"{start.format(name=name)}, and goes on as {name} {n}", None, name)

@@ -66,7 +66,7 @@ def few_texts(tmp_path_factory):
     corpus = tmp_path_factory.mktemp("corpus") / "corpus.csv"
     corpus.write_text("\n".join(texts), "utf-8")
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data, "training_texts", lambda: texts)
+        patch.setattr(data, "training_texts", lambda documents=None: texts[:documents])
         patch.setattr(data, "reviews_of", cache(lambda split, source=None: reviews_of(split, source)[:40]))
         patch.setattr(data, "corpus_path", lambda: corpus)
         patch.setattr(records, "_commit", lambda: "unknown")

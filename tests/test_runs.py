@@ -38,7 +38,7 @@ def few_texts():
     """100 of the 26,000 training texts."""
     texts = [review.text for review in reviews_of("train")[:100]]
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(data, "training_texts", lambda: texts)
+        patch.setattr(data, "training_texts", lambda documents=None: texts[:documents])
         yield
 
 
@@ -230,7 +230,7 @@ def test_training_rows_are_those_of_their_split(monkeypatch):
     text = course_tokenizer().decode(dev.ids_NT[0, 1:].tolist())
     assert course_tokenizer().normalize(reviews_of("dev")[0].text).startswith(text.split("[EOS]")[0])
     assert dev.ids_NT.shape[1] == 64
-    monkeypatch.setattr(data, "training_texts", lambda: ["a good film " * 40])
+    monkeypatch.setattr(data, "training_texts", lambda documents=None: ["a good film " * 40][:documents])
     assert course_tokenizer().decode(data.training_rows(32).ids_NT[0, 1:].tolist()).startswith("a good film a good")
 
 

@@ -45,7 +45,7 @@ def test_pretraining_reads_training_texts_and_no_others(monkeypatch):
         asked.append(split)
         return reviews_of(split, source)[:9]
 
-    monkeypatch.setattr(data, "training_texts", lambda: ["a film of its own kind " * 200])
+    monkeypatch.setattr(data, "training_texts", lambda documents=None: ["a film of its own kind " * 200])
     monkeypatch.setattr(data, "reviews_of", few)
     train_rows, _ = runs.RECIPES["decoder"].rows()
     assert asked == ["dev"]
@@ -87,7 +87,7 @@ def test_pretraining_begins_as_it_was_recorded(name):
     rows, _ = run.rows()
     recorded = dict(record_of(name).values("loss", name=name))
 
-    def off(seed, steps=3):
+    def off(seed, steps=2):
         begun = run.with_(seed=seed)
         model = begun.model()
         optimizer = make_optimizer(model, begun.optimizer, weight_decay=begun.weight_decay)

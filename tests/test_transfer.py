@@ -67,7 +67,7 @@ def stand_ins(tmp_path_factory):
     with pytest.MonkeyPatch.context() as patch:
         for module in (pretrained, language, transfer):
             patch.setattr(module, "CHECKPOINTS_FOLDER", folder)
-        patch.setattr(data, "training_texts", lambda: texts)
+        patch.setattr(data, "training_texts", lambda documents=None: texts[:documents])
         patch.setattr(data, "reviews_of", few)
         patch.setattr("course_lib.runtime.fast_dtype", lambda device: torch.float32)
         patch.setenv("COURSE_DEVICE", "cpu")

@@ -14,7 +14,8 @@ from course_lib.pooling import POOLINGS, pool
 
 
 class Classifier(nn.Module):
-    """A model's last hidden state, pooled to one vector a text, and a linear layer on it, which begins with zeros.
+    """A model's last hidden state, pooled to one vector a text, and a linear layer on it, which begins with zeros and
+    stands on the device that the model is on.
 
     inner: "plain", or "tanh" for a dense layer with tanh before it, as BERT's pooler. dropout: of the vector that the
     last layer reads, while training.
@@ -47,6 +48,7 @@ class Classifier(nn.Module):
         self.head = nn.Linear(width, n_classes)
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
+        self.to(_device_of(body))
 
     def features(self, input_ids_BT: Tensor, is_real_BT: Tensor) -> Tensor:
         """[B, E]: what the last layer reads of each text."""
@@ -80,6 +82,7 @@ class Writer(nn.Module):
             self.head.weight = table.weight
         else:
             nn.init.normal_(self.head.weight, std=0.02)
+        self.to(_device_of(body))
 
     def target_logits(self, batch: Batch) -> Tensor:
         """[N, V]: logits at the batch's targets, row by row, as `training.step` asks for them.
@@ -126,6 +129,10 @@ def width_of(body: nn.Module) -> int:
         if isinstance(width := getattr(config, name, None), int):
             return width
     raise ValueError(f"this {type(body).__name__} has no config with d_model, hidden_size or n_embd: give it one")
+
+
+def _device_of(body: nn.Module) -> torch.device:
+    return next((parameter.device for parameter in body.parameters()), torch.device("cpu"))
 
 
 def _hidden(body: nn.Module, input_ids_BT: Tensor, may_attend_BQK: Tensor, position_BT: Tensor | None = None) -> Tensor:

@@ -18,15 +18,21 @@ OF_A_RANK = (*RENDEZVOUS, "TORCHELASTIC_ERROR_FILE")
 ERRORS = "error.json"  # a file of each rank
 FAMILY = "COURSE_RANKS_OF"  # a variable that all processes of one launch inherit
 LAST = 30  # lines that are quoted where no traceback was left
-# torchrun, but for the traceback of its own that it puts behind that of a rank
+# torchrun, but for the traceback of its own that it puts behind that of a rank, and for the second that Python would
+# spend on looking for garbage in torch and on taking it apart again
 AGENT = """
-import sys
+import gc, os, sys
+gc.disable()
 from torch.distributed import run
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
+code = 0
 try:
     run.main()
 except ChildFailedError:
-    sys.exit(1)
+    code = 1
+sys.stdout.flush()
+sys.stderr.flush()
+os._exit(code)
 """
 
 
@@ -35,14 +41,16 @@ def torchrun(
     *,
     ranks: int = 2,
     restarts: int = 0,
+    device: str | None = None,
     show: Callable[[str], None] = print,
     grace: float = 5.0,
 ) -> None:
     """Run a program on `ranks` processes of this machine and wait until all are done.
 
     arguments: a script or ("-m", module), and what it is given. restarts: how often all ranks are started anew after
-    one has died. show: what is done with each line that they write. grace: seconds that they have to end when this is
-    interrupted, by Jupyter's Stop or Ctrl-C; nothing of them is left afterwards.
+    one has died. device: that which the ranks are to compute on; under "cpu" they see no GPU. show: what is done with
+    each line that they write. grace: seconds that they have to end when this is interrupted, by Jupyter's Stop or
+    Ctrl-C; nothing of them is left afterwards.
     Raises ValueError for fewer than 1 rank; RuntimeError with the failing rank's own traceback where one fails.
 
     >>> torchrun(["-m", "course_lib.cli", "doctor"], ranks=2)  # doctest: +SKIP
@@ -57,7 +65,7 @@ def torchrun(
         last: deque[str] = deque(maxlen=LAST)
         process = subprocess.Popen(
             command,
-            env=_environment(ranks, folder),
+            env=_environment(ranks, folder, device),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -78,9 +86,11 @@ def torchrun(
             raise RuntimeError(f"a rank failed (torchrun ended with code {code})\n{why or said}")
 
 
-def _environment(ranks: int, folder: str) -> dict[str, str]:
+def _environment(ranks: int, folder: str, device: str | None) -> dict[str, str]:
     """That of this process, without what says that it is a rank itself."""
     kept = {name: value for name, value in os.environ.items() if name not in OF_A_RANK}
+    kept |= {"COURSE_DEVICE": device} if device else {}
+    kept |= {"CUDA_VISIBLE_DEVICES": ""} if device == "cpu" else {}  # FSDP would take a GPU that it sees
     return kept | {
         "PYTHONUNBUFFERED": "1",
         "OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // ranks)),

@@ -36,7 +36,7 @@ def ranks(backend: str | None = None, *, device: str | None = None) -> Iterator[
         device = torch.device("cuda", int(os.environ["LOCAL_RANK"]))
         torch.cuda.set_device(device)
     _write_whole_lines()
-    distributed.init_process_group(backend)
+    distributed.init_process_group(backend, device_id=device if backend == "nccl" else None)
     yield device
     # A rank that fails stays joined until its process ends. Left at once, the others would fail of that before it could
     # write down why it did.

@@ -115,6 +115,7 @@ def paragraphs(
     classes: list[str],
     per_class: int,
     *,
+    fewest: int | None = None,
     tokens: tuple[int, int] = (24, 64),
     rewrite: Callable[[str], str] = str,
     apart_from: Iterable[Review] = (),
@@ -123,8 +124,9 @@ def paragraphs(
     tokens, and none with fewer than the least. Each stands there once, and none that is in `apart_from`: two texts can
     begin alike.
 
-    rewrite: what is done to each text before it is cut and compared, so that a cut leaves no half of a word behind that
-    was to be taken out.
+    fewest: with how many of each it will do, where a class has not `per_class`; each class then has as many as the one
+    with the fewest. rewrite: what is done to each text before it is cut and compared, so that a cut leaves no half of
+    a word behind that was to be taken out.
     Raises ValueError for fewer than 2 classes, or a class with too few texts (with how many there are).
     """
     if len(classes) < 2:
@@ -141,13 +143,13 @@ def paragraphs(
         if len(ids) >= least and len(kept[class_of(text)]) < per_class and found.identity not in taken:
             taken.add(found.identity)
             kept[class_of(text)].append(found)
-    if min(map(len, kept.values())) < per_class:
+    if (smallest := min(map(len, kept.values()))) < (fewest := fewest or per_class):
         counts = ", ".join(f"{name} {len(found)}" for name, found in kept.items())
         raise ValueError(
-            f"{per_class} texts of each class are wanted, of {least} tokens or more, and there are {counts}: ask for "
+            f"{fewest} texts of each class are wanted, of {least} tokens or more, and there are {counts}: ask for "
             "fewer of each, or give more text"
         )
-    return [text for found in kept.values() for text in found]
+    return [text for found in kept.values() for text in found[:smallest]]
 
 
 def _label_column(file: Path) -> str | None:

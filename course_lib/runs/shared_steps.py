@@ -8,7 +8,7 @@ every rank is handed the same batches: real sentences of very different lengths,
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import psutil
@@ -31,7 +31,6 @@ from course_lib.parallel import (
     whole_weights,
     world,
 )
-from course_lib.runtime import pick_device
 from course_lib.training import ALONE, Engine, new_model, train
 from course_lib.vocabulary import DOCUMENT
 
@@ -45,7 +44,8 @@ class SharedSteps:
 
     engine: "alone", "ddp", "fsdp", or "mean of means", the mistake: each rank divides its loss by its own targets.
     optimizer: "sgd" or "adamw". dtype: of all numbers, "float32" or "float64". width, layers, length: of the model and
-    its texts. batch_size: rows, of all ranks together. accumulate: batches a step.
+    its texts. batch_size: rows, of all ranks together. accumulate: batches a step. texts: what is learned from, in
+    order (default: packaged sentences about films, which a process that has not read them yet takes seconds to find).
     Raises ValueError for an unknown engine or optimiser, or numbers below 1.
     """
 
@@ -58,6 +58,7 @@ class SharedSteps:
     length: int = 64
     batch_size: int = 8
     accumulate: int = 1
+    texts: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         for name, known in {"engine": ENGINES, "optimizer": OPTIMIZERS, "dtype": ("float32", "float64")}.items():
@@ -74,13 +75,17 @@ class SharedSteps:
         )  # fmt: skip
 
     def model(self, seed: int = 0) -> LanguageModel:
-        return new_model(Decoder, self.config(), seed=seed).to(getattr(torch, self.dtype))
+        return new_model(Decoder, self.config(), seed=seed, device="cpu").to(getattr(torch, self.dtype))
+
+    def sentences(self) -> list[str]:
+        """The texts of all batches."""
+        texts = self.texts or [review.text for review in reviews_of("train", "rotten_tomatoes")]
+        return list(texts[: self.steps * self.accumulate * self.batch_size])
 
     def batches(self) -> Iterator[Batch]:
-        """Sentences about films, of 3 to `length` tokens, padded to the longest of their batch."""
+        """Sentences of 3 to `length` tokens, padded to the longest of their batch."""
         tokenizer, rows = course_tokenizer(), self.batch_size
-        texts = [r.text for r in reviews_of("train", "rotten_tomatoes")[: self.steps * self.accumulate * rows]]
-        sequences = tokenizer.encode_all(texts)
+        sequences = tokenizer.encode_all(self.sentences())
         for start in range(0, len(sequences), rows):
             ids_BT = pad(sequences[start : start + rows], tokenizer.vocabulary, length=self.length, frame=DOCUMENT)
             yield causal(ids_BT, tokenizer.vocabulary)
@@ -91,7 +96,7 @@ class Outcome:
     """What a rank saw.
 
     losses: nats per target, of all ranks, step by step. seconds: of each step. sent: bytes that went over this
-    machine's loopback in a step, whoever sent them (None where it is not counted, as between GPUs). weights,
+    machine's loopback in a step, whoever sent them (None where the system does not count). weights,
     gradients, optimizer: bytes of them that lie on this rank.
     """
 
@@ -130,7 +135,7 @@ def on_ranks(
 
     Raises what `course_lib.parallel.torchrun` raises.
     """
-    settings = [asdict(steps) for steps in all_steps]
+    settings = [asdict(replace(steps, texts=steps.sentences())) for steps in all_steps]
     with tempfile.TemporaryDirectory() as folder:
         seen = run_on_ranks(_in_a_program, ranks=count, show=show, folder=folder, settings=settings)
         return [
@@ -159,7 +164,7 @@ def _run(steps: SharedSteps, model: LanguageModel, engine: Engine) -> Outcome:
         losses.append(row.loss)
         seconds.append(row.seconds)
     engine.wait()
-    sent = None if before is None or pick_device().type != "cpu" else (bytes_on_loopback() - before) / steps.steps
+    sent = None if before is None else (bytes_on_loopback() - before) / steps.steps
     moments = (t for state in optimizer.state.values() for t in state.values() if isinstance(t, Tensor) and t.dim())
     return Outcome(
         engine.rank, engine.world, losses, seconds, sent,

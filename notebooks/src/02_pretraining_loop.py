@@ -772,18 +772,14 @@ live = list(
         again, recipe.dataset(long_rows), steps=LIVE_STEPS, rate=recipe.schedule, optimizer=optimizer, clip=recipe.clip
     )
 )
-recorded = [pair for pair in curve.values("loss", name="decoder") if pair[0] <= LIVE_STEPS]
-plots.show(
-    plots.draw_curves(
-        {"decoder": tuple(zip(*recorded, strict=True))},
-        {"decoder": ([row.step for row in live], [row.loss for row in live])},
-        xlabel="step", ylabel="loss, nats per token", size=(7.5, 3.2),
-    ),
-    alt="The first steps of the recorded run as a line, those that this machine has just taken as markers.",
-)  # fmt: skip
+recorded = dict(curve.values("loss", name="decoder"))
+table(
+    ["step", "loss of the recorded run, nats per token", "on this machine, just now"],
+    [[row.step, f"{recorded[row.step]:.5f}", f"{row.loss:.5f}"] for row in live],
+)
 
 # %% name="live-against-record" jupyter={"source_hidden": true}
-off = max(abs(row.loss / dict(recorded)[row.step] - 1) for row in live)
+off = max(abs(row.loss / recorded[row.step] - 1) for row in live)
 Markdown(
     f"Over {LIVE_STEPS} steps the largest distance from the record is {100 * off:.3f}% of the loss"
     + (": the same run, as far as it goes." if off < 0.01 else ": **too far. Treat the record with suspicion.**")
@@ -1417,7 +1413,7 @@ def scales_after(groups, steps=100):
         parameter.grad = torch.zeros_like(parameter)
     for _ in range(steps):
         optimizer.step()
-    return float(torch.cat([m.weight for m in model.modules() if isinstance(m, nn.LayerNorm)]).mean())
+    return torch.cat([m.weight for m in model.modules() if isinstance(m, nn.LayerNorm)]).mean().item()
 
 
 # %% name="clinic-decay-experiment"

@@ -471,7 +471,8 @@ Markdown(
         if full_over_lora.holds(0)
         else ", more than luck would easily explain."
     )
-    + " Read the intervals in the table before the names."
+    + f" Over all sizes it is the first of the five at {sum(line[1] == NAMES['full'] for line in lines)} of {len(lines)}. Read the intervals in the "
+    "table before the names."
 )
 
 # %% [markdown] name="live-over-record"
@@ -495,7 +496,7 @@ Markdown(
     + (
         "On this machine they are the same."
         if max(far) == 0
-        else "That is what rounding in another order does: training carries the last digits on, and a few sentences near the border change sides."
+        else "That is what rounding in another order does: training carries the last digits on, and a sentence near the border may change sides."
         if np.mean(far) < 2
         else "**That is more than rounding explains: something on this machine differs from the recorded runs.**"
     )
@@ -551,7 +552,7 @@ compare(
     f"layers begin with small random weights, near the identity: {moved_at_start['adapter']:.1e}. A prefix begins "
     f"elsewhere ({moved_at_start['prefix']:.2f}), for two reasons. The text's positions begin behind it: that alone, with a prefix that "
     f"nobody may look at, moves features by {moved_by_positions:.2f}. And attention is a softmax, whose shares sum to 1, so whatever the "
-    "prefix gets is taken from the text.",
+    "prefix gets is taken from the text. (Both are the largest move of any feature; they do not add up.)",
     "the prefix, and a little the adapter layers" if unequal == {"prefix", "adapter"} else None,
 )
 
@@ -560,7 +561,7 @@ compare(
 # one bit?
 
 # %% name="count-changed-weights"
-originals = dict(base.named_parameters())
+originals = {name: parameter.detach().cpu() for name, parameter in base.named_parameters()}
 changed = {}
 for name in TRIALS:
     own = {k.removeprefix("body."): p for k, p in models[name].named_parameters() if k.startswith("body.")}
@@ -708,6 +709,8 @@ del cut
 distance = {rank: float(((given - trained_answers) ** 2).sum()) for rank, given in cut_answers.items()}
 answers_kept = {rank: 1 - distance[rank] / distance[0] for rank in CUT_RANKS}
 same = {rank: float(((given > 0.5) == (trained_answers > 0.5)).mean()) for rank, given in cut_answers.items()}
+is_positive = np.array([bool(r.label) for r in live_tests[: len(asked_texts)]])
+right_of = lambda given: float(((given > 0.5) == is_positive).mean())
 
 # %% name="show-ranks" jupyter={"source_hidden": true}
 ranks = CUT_RANKS[1:]
@@ -760,6 +763,8 @@ compare(
     answers_guess,
     f"Rank 1 keeps {answers_kept[1]:.0%} of what the matrices do to the answers, rank 8 {answers_kept[8]:.0%}. With the matrices put back "
     f"the model decides as the trained one in {same[0]:.0%} of {len(asked_texts)} sentences, with rank 8 of their changes in {same[8]:.0%}. "
+    f"It is right in {right_of(trained_answers):.0%} of them as trained, in {right_of(cut_answers[8]):.0%} cut to rank 8, in "
+    f"{right_of(cut_answers[0]):.0%} with the matrices put back. "
     + (
         "Much of the energy does hardly anything to the answers."
         if answers_kept[8] > kept_by_8 + 0.2
@@ -907,7 +912,8 @@ table(
 )
 
 # %% [markdown] name="combine-question"
-# Off the diagonal a head for other classes was switched on, so nothing is to be expected there. Updates of one base can also
+# Off the diagonal a head for other classes was switched on, so read no skill into it: one half is chance, and such a head can lean to
+# either side. Updates of one base can also
 # be *added*: two products of rank r are one of rank 2 r. Does the sum do both tasks? Here is the sum of both updates, once
 # under each head.
 
@@ -1023,7 +1029,7 @@ without_view = prefix_bench.compute(length=0, layer=int(busiest[0]), head=int(bu
 on_special = without_view.weights_HQK[without_view.head][:, [0, -1]].sum(1).mean()
 Markdown(
     "<details><summary>Moved it? Compare</summary>\n\n"
-    f"The head drawn above gives the prefix {view.on_prefix_H[view.head]:.0%} of its attention; its tokens do so between "
+    f"On this one sentence the head drawn above gives the prefix {view.on_prefix_H[view.head]:.0%} of its attention; its tokens do so between "
     f"{on_prefix_QP.sum(1).min():.0%} and {on_prefix_QP.sum(1).max():.0%}. The favourite position gets "
     f"{on_prefix_QP.sum(0).max() / on_prefix_QP.sum():.0%} of that, the least liked {on_prefix_QP.sum(0).min() / on_prefix_QP.sum():.0%}. Without the prefix the "
     f"same head spends {on_special:.0%} on the two special tokens at the ends of the sentence.\n\n</details>"
@@ -1108,7 +1114,8 @@ compare(
     f"With the network the loss of the last epoch is {with_network:.3f}, without it {without:.3f}. One run each, at a rate that was chosen for "
     "the network, so do not generalise from it. Trained directly, each number of a prefix moves by about the rate at a step; through the "
     "network one step moves all of them together. What is kept is the table of keys and values, so the network costs nothing later. A "
-    f"prefix of 1 reaches {prefixes['length 1'][2]:.3f}, one of 64 {prefixes['length 64'][2]:.3f}.",
+    f"prefix of 1 reaches a training loss of {prefixes['length 1'][2]:.3f}, one of 64 {prefixes['length 64'][2]:.3f}; look at the accuracies in the "
+    "table before you call a longer one better.",
     "about the same" if abs(gap) < 0.03 else "clearly higher" if gap > 0 else "clearly lower",
 )
 
@@ -1137,22 +1144,27 @@ for name, parameter in models["bitfit"].body.named_parameters():
     if name.endswith("bias"):
         kind = next(words for part, words in KINDS.items() if part in name)
         entry = by_kind.setdefault(kind, [0.0, 0.0])
-        entry[0] += float((parameter.detach().cpu() - originals[name].detach()).square().sum())
-        entry[1] += float(originals[name].detach().square().sum())
+        entry[0] += float((parameter.detach().cpu() - originals[name]).square().sum())
+        entry[1] += float(originals[name].square().sum())
 relative = {kind: 100 * (moved / was) ** 0.5 for kind, (moved, was) in by_kind.items()}
 relative = dict(sorted(relative.items(), key=lambda item: -item[1]))
-put_back = copy.deepcopy(models["bitfit"])
-with torch.no_grad():
-    trained_BC = put_back(ids_BT, is_real_BT)
-    for name, parameter in put_back.body.named_parameters():
-        if name.endswith("key.bias"):
-            parameter.copy_(originals[name])
-    back_BC = put_back(ids_BT, is_real_BT)
-without_keys = float((back_BC - trained_BC).abs().max() / trained_BC.abs().max())
+
+
+@torch.no_grad()
+def after_a_shift(part):
+    """How far the logits move, as a share of the largest, when 1 is added to these biases in every layer."""
+    shifted = copy.deepcopy(models["bitfit"])
+    before_BC = shifted(ids_BT, is_real_BT)
+    for name, parameter in shifted.body.named_parameters():
+        if name.endswith(f"{part}.bias"):
+            parameter += 1
+    return float((shifted(ids_BT, is_real_BT) - before_BC).abs().max() / before_BC.abs().max())
+
+
 table(
     ["biases of", "length before", "length of the change", "the change as a share"],
     [
-        [kind, f"{by_kind[kind][1] ** 0.5:.2f}", f"{by_kind[kind][0] ** 0.5:.2f}", f"{share:.1f}%"]
+        [kind, f"{by_kind[kind][1] ** 0.5:.2g}", f"{by_kind[kind][0] ** 0.5:.2g}", f"{share:.1f}%"]
         for kind, share in relative.items()
     ],
 )
@@ -1163,14 +1175,17 @@ compare(
     bias_guess,
     f"{first_kind.capitalize()}: {relative[first_kind]:.0f}% of their length before, the least {list(relative)[-1]} ({relative[list(relative)[-1]]:.1f}%). "
     "The keys are a trap. A key's bias adds the same number to a query's scores for *all* keys, and softmax does not see what is common to all: "
-    "the true gradient is 0, pre-training has left these biases near 0, and what moves them now is rounding, which Adam scales up to full "
-    f"steps. Proof: put the keys' biases back to what they were, and the logits change by {without_keys:.0e} of the largest.",
+    "the true gradient is 0, pre-training has left these biases near 0, and what moves them now is rounding, which Adam enlarges: they went "
+    f"{(by_kind['values'][0] / by_kind['keys'][0]) ** 0.5:.0f} times less far than the values', and their share is what it is because they were so "
+    f"short. Test: add 1 to every key's bias, and the logits change by {after_a_shift('key'):.0e} of the largest; to every value's, by "
+    f"{after_a_shift('value'):.1g}.",
     first_kind,
 )
 
 # %% [markdown] name="inference"
-# **And when it runs?** Merged LoRA, BitFit and full fine-tuning are the base with other values in its weights. Adapter layers and an
-# unmerged LoRA do more work at every call, and a prefix makes every text longer.
+# **And when it runs?** Merged LoRA, BitFit and full fine-tuning are the base with other values in its weights. # Adapter layers and an
+# unmerged LoRA do more arithmetic at every call, and so does a prefix, which every token may look at. Whether a clock shows it at this
+# size, see below.
 
 
 # %% name="measure-inference" jupyter={"source_hidden": true}
@@ -1201,7 +1216,7 @@ the_same = ["full", "BitFit", "LoRA, merged"]
 noise = max(abs(overhead[name] - 100) for name in the_same)
 more = {name: overhead[name] - 100 for name in ("LoRA", "prefix tuning", "adapter layers")}
 Markdown(
-    f"{', '.join(the_same)} compute exactly what the base computes, so their distance from 100%, up to {noise:.0f} points, is this machine's noise. "
+    f"Full fine-tuning, BitFit and a merged LoRA do the same operations as the base, so their distance from 100%, up to {noise:.0f} points, is this machine's noise. "
     + ", ".join(f"{name} {extra:+.0f}" for name, extra in more.items())
     + " points: "
     + (
@@ -1262,10 +1277,9 @@ table(["what", "result"], take_rows)
 #
 # - **LoRA on every linear layer** is the usual first choice: it merges, it can be added and switched, and most tools read it. With a base
 #   kept in four bits it is called QLoRA (arXiv:2305.14314).
-# - **Full fine-tuning** when you have many labels, the memory, and one task.
+# - **Full fine-tuning** when you have the memory, room to store a whole model for each task, and the table above says that it pays.
 # - **BitFit** when the adapter must be tiny and the model has biases; many of today's large decoders have none.
-# - **Adapter layers** and **prefix tuning** where no weight of the base may be touched; they cannot be merged, and cost a little at every
-#   call.
+# - **Adapter layers** and **prefix tuning** where you would not merge anyway; they cannot be merged, and add work at every call.
 #
 # Before any of them, try the head alone, and a bag of words. If those are good enough, you are done.
 
@@ -1486,7 +1500,7 @@ table(
 # <details><summary>Diagnosis</summary>
 #
 # The merged layer is another function than the one that was trained. The scale is <code>alpha / rank</code>, and here it was
-# divided by the width of the weight: most of the update is lost, the more the further the rank is from the width. No shape
+# divided by the width of the weight: of the update only the share rank / width is left. No shape
 # is wrong and nothing crashes; a model merged like this is nearly the base again, and looks as if fine-tuning had not
 # worked.
 # </details>
@@ -1677,7 +1691,7 @@ Markdown(
 # <details><summary>Diagnosis</summary>
 #
 # Padding a mask fills it with <code>False</code>: nobody may look at the prefix. It trains without an error and without a
-# gradient, and every length and every rate give the same result. <code>F.pad(..., value=True)</code>.
+# gradient, so neither its values nor its rate make a difference, and its length does only by the positions (section 2). <code>F.pad(..., value=True)</code>.
 # </details>
 
 # %% name="clinic-masked-cure" tags=["clinic"]

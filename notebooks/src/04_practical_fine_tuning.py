@@ -223,7 +223,8 @@ plots.show(
 compare(
     leak_guess,
     f"{leaked[0.5].mean():.1%}, and without the leak {leaked[0.0].mean():.1%}. Of the half that was leaked it gets {leaked[0.5][:150].mean():.0%} "
-    f"right, of the other half {leaked[0.5][150:].mean():.0%}: the score is a mixture of what the classifier knows and what it has been told. "
+    f"right, of the other half {leaked[0.5][150:].mean():.0%} ({leaked[0.0][150:].mean():.0%} without a leak; a copy is one more label, too): the "
+    "score is a mixture of what the classifier knows and what it has been told. "
     "Nothing in training looks suspicious, and the copies are not equal as strings: a split must compare what a reader would call the same text.",
     100 * leaked[0.5].mean(),
     near=4,
@@ -284,7 +285,7 @@ plots.show(
 # machine may disturb it.)
 
 # %% name="time-padding"
-few = mixed[:128]
+few = mixed[:64]
 small = load_checkpoint("encoder").config.with_(d_model=128, d_ff=512, n_layers=2, n_heads=2)
 speeds, real_shares = {}, {}
 HOW = {
@@ -315,8 +316,10 @@ display(
 )
 at_most = np.mean([size == LONGEST for part in sizes.values() for size in part])
 Markdown(
-    f"{at_most:.0%} of the texts are as long as is allowed. In a batch of 16 drawn at random there is nearly always one of them, and then "
-    "padding to the longest of the batch is padding to the maximum. Only texts of like length together make short batches."
+    f"{at_most:.0%} of the texts are as long as is allowed. A batch of 16 drawn at random holds one of them with probability "
+    f"{1 - (1 - at_most) ** 16:.0%}, and then padding to the longest of the batch is padding to the maximum. Only texts of like length together "
+    f"make short batches (of {len(few)} texts, in {-(-len(few) // 16)} batches, not as short as of all, above). Where two rows with equal padding "
+    "differ in speed, you see the noise of one run."
 )
 
 # %% [markdown] name="head"
@@ -328,7 +331,7 @@ Markdown(
 # 768 for a model's width. `Classifier` reads it from the model: MiniLM's is another.)
 #
 # **Predict.** MiniLM (chapter 3) is fine-tuned on 100 sentences and compared on 300 training sentences that are kept aside;
-# the test is for the end. (To save time its word embeddings and the lower half of its layers stay as they are, here and in all that
+# no choice is made on the test. (To save time its word embeddings and the lower half of its layers stay as they are, here and in all that
 # is fine-tuned live from it: no gradient has to go down there. The record of section 3 trains the whole of it.) Which pooling is best?
 
 # %% name="predict-pooling" jupyter={"source_hidden": true}
@@ -337,7 +340,7 @@ display(pooling_guess)
 
 # %% name="fine-tune-minilm"
 hundred, learned = (labelled_sample(to_learn, count, seed=0) for count in (100, 300))
-LIVE = FineTuning(rate=2e-4, epochs=3, head_first=False, length_grouped=True)
+LIVE = FineTuning(rate=4e-4, epochs=2, dropout=0.0, head_first=False, length_grouped=True)
 LAYERS = minilm_base.config.n_layers
 
 
@@ -401,12 +404,13 @@ compare(
 
 # %% [markdown] name="curves"
 # **When to stop.** With few labels a model soon knows its training texts by heart. The cell trains on 300 sentences and
-# looks at sentences of the dev split after every epoch; at the end the classifier is what it was after its best epoch. (A
-# step is one batch of 16 sentences, so its loss jumps with what they are. Saying one half to everything costs ln 2.)
+# looks at sentences of the dev split after every epoch. It stops after two epochs that bring nothing (its *patience*), and at the end
+# the classifier is what it was after its best epoch. (A step is one batch of 16 sentences, so its loss jumps with what they are.
+# Saying one half to everything costs ln 2.)
 
 # %% name="train-with-curves"
 classifier = with_fresh_head()
-how = replace(LIVE, rate=3e-4, epochs=5, patience=2)
+how = replace(LIVE, rate=3e-4, epochs=4, patience=2)
 held_out = (texts_of(SENTENCES["dev"]), labels_of(SENTENCES["dev"]))
 seen = []
 coming = epochs(classifier, texts_of(learned), labels_of(learned), minilm_tokenizer, how, held_out=held_out)
@@ -436,16 +440,17 @@ plots.show(
 last_epoch = seen[-1]
 Markdown(
     f"Best on dev sentences: epoch {best_epoch.number} ({best_epoch.held_out:.3f} nats, {best_epoch.accuracy:.1%} right). "
-    f"It stopped after epoch {last_epoch.number}, with {last_epoch.loss:.3f} nats on its training texts and "
+    f"After epoch {last_epoch.number}, {'the last that was planned' if last_epoch.number == how.epochs else 'two of which brought nothing'}, it has "
+    f"{last_epoch.loss:.3f} nats on its training texts and "
     f"{last_epoch.held_out:.3f} on dev sentences ({last_epoch.accuracy:.1%} right). "
     + (
-        "The loss rises while the accuracy hardly changes: the model does not get more answers wrong, it gets more sure of its wrong ones. That is "
-        "why the loss chooses: it weighs what the model claims of every text, while accuracy on a few hundred texts moves by luck. "
+        "The loss rises while the accuracy hardly changes: the model gets more sure, of its wrong answers too. That is why the loss chooses: it "
+        "weighs what the model claims of every text, while accuracy on a few hundred texts moves by luck. "
         if last_epoch.held_out > best_epoch.held_out and abs(last_epoch.accuracy - best_epoch.accuracy) < 0.03
         else ""
     )
     + f"What was trained after the best epoch is thrown away: the classifier below is that of the best one. That choice was made on "
-    f"{len(SENTENCES['dev'])} dev sentences, so their figures flatter it a little. The test sentences have not been looked at yet."
+    f"{len(held_out[0])} dev sentences, so their figures flatter it a little. No choice has been made on the test sentences."
 )
 
 # %% [markdown] name="efficiency"
@@ -534,17 +539,23 @@ compare(
     f"MiniLM fine-tuned less bag of words, in points: {lead}. A review of a hundred words repeats its verdict in many of them, so counting "
     "goes far; a sentence says it once, and often in words that were in no training sentence. "
     + (
-        f"The model from random weights is behind the bag of words up to {from_scratch['imdb']:,} labelled reviews: the transformer as such is no "
-        "advantage with few labels, what it has read is."
+        f"The model from random weights is behind the bag of words {'at every number recorded, ' if from_scratch['imdb'] == most else ''}"
+        f"up to {from_scratch['imdb']:,} labelled reviews: the transformer as such is no advantage with few labels, what it has read is. "
         if from_scratch["imdb"]
         else ""
-    ),
+    )
+    + "The course's small encoder, which has read these very reviews without their labels, less MiniLM, on reviews: "
+    + ", ".join(
+        f"{np.mean(curves['imdb']['encoder'][n]) - np.mean(curves['imdb']['MiniLM'][n]):+.1f} points with {n:,} labels"
+        for n in (min(ahead["imdb"]), most)
+    )
+    + ".",
     "whole reviews (IMDB)" if closer == "imdb" else "single sentences (Rotten Tomatoes)",
 )  # fmt: skip
 
 # %% [markdown] name="longer-texts"
 # **Do the curves cross?** Every method gets the same stretch of text, and it was cut at 126 tokens. Give both twice as much,
-# and the bag of words gains too. The table asks who is ahead, for each number of labels.
+# and the bag of words gains too. The table says at how many of the recorded numbers of labels the model is ahead.
 
 # %% name="read-longer" jupyter={"source_hidden": true}
 PAIRS = {
@@ -555,13 +566,17 @@ PAIRS = {
 }
 lines = []
 for stretch, (model, words) in PAIRS.items():
-    for n in efficiency.labels:
-        if n in curves["imdb"][model] and n in curves["imdb"][words]:
-            a, b = np.mean(curves["imdb"][model][n]), np.mean(curves["imdb"][words][n])
-            lines.append(
-                [stretch, f"{n:,}", f"{a:.1f}", f"{b:.1f}", f"{a - b:+.1f}", "model" if a > b else "bag of words"]
-            )
-table(["IMDB, first", "labels", "model, %", "bag of words, %", "difference", "ahead"], lines)
+    beside = {
+        n: np.mean(curves["imdb"][model][n]) - np.mean(curves["imdb"][words][n])
+        for n in efficiency.labels
+        if n in curves["imdb"][model] and n in curves["imdb"][words]
+    }
+    least = min(beside, key=beside.get)
+    won = sum(points > 0 for points in beside.values())
+    lines.append([stretch, f"at {won} of {len(beside)}", f"{beside[least]:+.1f} with {least:,}"])
+table(
+    ["IMDB, first", "model ahead, of the numbers of labels recorded", "least lead over the bag of words, points"], lines
+)
 
 # %% [markdown] name="live-efficiency"
 # **Live.** One point of the record once more, on your machine: 50 labelled sentences, the first sample.
@@ -607,8 +622,8 @@ compare(
     f"Fitted first, less trained with the rest: {100 * difference.value:+.1f} points, 95% interval {100 * difference.low:+.1f} to "
     f"{100 * difference.high:+.1f} for this one sample. "
     + ("" if settled else "The interval holds zero: 300 sentences and one sample do not settle it. ")
-    + "The advice rests on frozen features that already tell the classes apart. Where they do not, the fitted head ties the model to what "
-    "little they say, and fine-tuning stays close to it. Advice has conditions; this one can be measured in a few seconds.",
+    + "The advice rests on frozen features that already tell the classes apart. Where they do not, one reason why it could hurt is that the "
+    "fitted head ties the model to what little they say. Advice has conditions, and this one is measured in one cell.",
     "no clear difference" if not settled else "helps" if difference.value > 0 else "hurts",
 )
 
@@ -637,8 +652,8 @@ table(
 # %% name="compare-read-first" jupyter={"source_hidden": true}
 reading_gains = paired_comparison(has_read, first).difference
 read_on, as_published = (curves["imdb"][name] for name in ("MiniLM, read on", "MiniLM"))
-gains_on_reviews = ", ".join(
-    f"{np.mean(read_on[n]) - np.mean(as_published[n]):+.1f} with {n:,} labels"
+gains_on_reviews = "; ".join(
+    f"{mean_interval([read_on[n][k] - as_published[n][k] for k in range(min(len(read_on[n]), len(as_published[n])))]):+.1f} with {n:,} labels"
     for n in sorted(read_on.keys() & as_published.keys())
 )
 compare(
@@ -649,10 +664,13 @@ compare(
         "These sentences do not show that it helps. What it read was mostly whole reviews; how near to the task such text must be is a "
         "question for a measurement. "
         if reading_gains.holds(0.0)
-        else ""
+        else "In this sample it helps. "
+        if reading_gains.value > 0
+        else "In this sample it hurts: what it read was mostly whole reviews, and to fill in words is another task than to compare "
+        "sentences, for which MiniLM was made. "
     )
     + "The idea is that of pre-training, on less text and nearer to the task. "
-    + f"On whole reviews the record has, read on less as it was, in points: {gains_on_reviews}.",
+    + f"On whole reviews the record has, read on less as it was, in points, with 95% intervals over samples: {gains_on_reviews}.",
     "no clear difference" if reading_gains.holds(0.0) else "better" if reading_gains.value > 0 else "worse",
 )
 
@@ -673,10 +691,14 @@ display(forget_guess)
 
 # %% name="run-rates"
 dev_rows = PretrainingDataset(
-    training_rows(128, split="dev"), tokenizer.vocabulary, "masked", options={"mask_prob": 0.3}
+    training_rows(128, split="dev", documents=100),
+    tokenizer.vocabulary,
+    "masked",
+    batch_size=16,
+    options={"mask_prob": 0.3},
 )
 masked_batches = [dev_rows.batch(0)]
-RATES = (1e-4, 3e-4, 1e-3, 3e-3)
+RATES = (1e-4, 1e-3, 3e-3)
 ENCODER = FineTuning(epochs=3, head_strength=0.005, length_grouped=True)
 forgotten, right_at, tuned = {}, {}, {}
 with_head = load_checkpoint("encoder").to(device)
@@ -696,7 +718,7 @@ plots.show(
         log_x=True,
         kinds=None,
     ),
-    alt="Loss on masked words after fine-tuning at four learning rates, and before.",
+    alt="Loss on masked words after fine-tuning at three learning rates, and before.",
 )
 
 # %% name="compare-forgetting" jupyter={"source_hidden": true}
@@ -713,8 +735,13 @@ compare(
     forget_guess,
     f"It rises by {rise[1e-3]:.2f} nats, from {before:.2f} to {forgotten[1e-3]:.2f}. At the smallest rate it rises by {rise[min(RATES)]:.2f}, at "
     f"the largest by {rise[max(RATES)]:.2f}. The best accuracy of these rates is that of {best_rate:.0e}: {shares_at(best_rate):.1%}. "
-    f"{'The same rate' if best_rate == kept else f'The lowest loss on masked words is that of {kept:.0e}: the task prefers another rate, which'} "
-    f"costs {rise[best_rate]:.2f} nats of what the model knew. The task's accuracy does not show that price: measure both.",
+    + (
+        f"It is also the rate that forgets least, {rise[best_rate]:.2f} nats: here both fall together. "
+        if best_rate == kept
+        else f"The lowest loss on masked words is that of {kept:.0e}: the task prefers another rate, which costs {rise[best_rate]:.2f} nats of what the "
+        "model knew, and its accuracy does not show that price. "
+    )
+    + f"At 1e-3 the model still does its task in {shares_at(1e-3):.1%}, with {rise[1e-3]:.2f} nats less of what it knew: measure both.",
     "stays the same"
     if rise[1e-3] < 0.1
     else "rises by less than 1 nat"
@@ -743,7 +770,7 @@ Markdown(
 # %% [markdown] name="beyond-accuracy"
 # ## 5 Beyond accuracy
 #
-# Now, once, the test: the classifier of section 2, on all test sentences. Beside it a bag of words that has learned from the same 300.
+# Now the test, on which nothing about this classifier was chosen: the one of section 2, on all test sentences. Beside it a bag of words that has learned from the same 300.
 
 # %% name="test-once"
 tests = SENTENCES["test"]
@@ -771,7 +798,7 @@ counts = confusion(wanted, given, 2)
 table(["MiniLM", "says negative", "says positive"], [["is negative", *counts[0]], ["is positive", *counts[1]]])
 
 # %% [markdown] name="paired"
-# **Is the difference real?** Two intervals that overlap do not answer that: both models judged *the same* sentences. What counts is
+# **Is the difference real?** Whether two intervals overlap does not answer that: both models judged *the same* sentences. What counts is
 # on which of them they disagree.
 
 # %% name="compare-paired"
@@ -883,7 +910,15 @@ for name, shares in on_tests.items():
             f"{(after.argmax(1) != shares.argmax(1)).sum()}",
         ]
     )
-table(["", "temperature", "ECE before", "ECE after", "answers that change"], rows)
+display(table(["", "temperature", "ECE before", "ECE after", "answers that change"], rows))
+helped = [name for name, _, ece_before, ece_after, _ in rows if float(ece_after) < float(ece_before)]
+others = [name for name, *_ in rows if name not in helped]
+Markdown(
+    (f"It helped: {', '.join(helped)}. " if helped else "")
+    + (f"It did not: {', '.join(others)}. " if others else "")
+    + f"A temperature that was fitted on {len(held_out[0])} sentences is itself uncertain, and a model that is right as often as it says shows an ECE "
+    "above 0 on a few hundred texts too."
+)
 
 # %% [markdown] name="mistakes"
 # **Read the mistakes.** The five that it was most sure of. For each: is the model wrong, is the label, or can nobody tell?
@@ -914,7 +949,8 @@ Markdown(
     f"<details><summary>Moved it? Compare</summary>\n\nAt 5 to 1 the lowest cost on these sentences is {costs.min():.3f} per sentence, at a "
     f"threshold of {best_step:.3f}; one half costs {costs[100]:.3f}. There {left_out(best_step):.0%} of the good reviews are left out, at one half "
     f"{left_out(0.5):.0%}. If the probabilities were frequencies, the threshold would be 5/6: a sentence belongs on the poster where five times "
-    "the probability that it is negative is less than the probability that it is positive. How far the two lie apart is calibration once more. "
+    "the probability that it is negative is less than the probability that it is positive. How far the two lie apart is calibration once more, "
+    f"and the luck of a minimum on {len(tests)} sentences. To print nothing costs {(wanted == 1).mean():.3f}. "
     "(This was chosen on the test sentences, to play with; a product would choose on dev sentences.)\n\n</details>"
 )
 
@@ -923,7 +959,8 @@ Markdown(
 #
 # Write a review of your own, and let every model judge it. The colours say which tokens moved its score: integrated gradients
 # (arXiv:1703.01365) divide the difference between this text's score and that of a text of padding among its tokens, so that the parts
-# add up to it.
+# add up to it. *Starts at* is the score of the padding, in log-odds (0 is a probability of one half): where it lies far from 0, the
+# colours explain how this text moved away from there, and not the verdict alone.
 #
 # **Move.** Change the review until every reader understands it as positive and every model as negative. Which kind of
 # sentence does it, and which tokens are to blame?
@@ -976,12 +1013,17 @@ understood = {
     name: sum((p >= 0.5) == label for p, label in zip(given_p, TRICKY.values(), strict=True))
     for name, given_p in answers.items()
 }
+surest = max(
+    (abs(p - label), name, text, p)
+    for name, given_p in answers.items()
+    for p, (text, label) in zip(given_p, TRICKY.items(), strict=True)
+)
 Markdown(
     f"<details><summary>Moved it? Compare</summary>\n\nFour sentences that turn on a negation or a comparison:\n\n{tricked.data}\n\n"
     "Understood as meant: "
     + ", ".join(f"{name} {n} of {len(TRICKY)}" for name, n in understood.items())
-    + ". Words that are negative in most reviews count as negative wherever they stand, unless a model has learned what turns them "
-    "round.\n\n</details>"
+    + f". The surest wrong answer: {surest[1]} gives “{surest[2]}” {surest[3]:.0%} positive. A word counts for what it says in most reviews, "
+    "unless a model has learned what turns it round.\n\n</details>"
 )
 
 # %% [markdown] name="six-sentences"
@@ -1037,13 +1079,9 @@ own_run = FineTune(data=str(folder / "mine.csv"), base="encoder", epochs=2)
 own_report = finetune(own_run, folder / "model", progress=lambda line: None)
 (answer,) = load_tuned(folder / "model").predict(["A film that nobody needs."])
 Markdown(
-    f"**From the report.** {own_report.text.split('## ')[1]}\n\nAnd one sentence, *A film that nobody needs*: {answer.label}, "
-    f"{answer.probability:.0%}. "
-    + (
-        "Right, which says little about the next one."
-        if answer.label == "negative"
-        else "Wrong: no single word of it is negative, and a model of this size hardly reads between the words."
-    )
+    f"**From the report.** {own_report.text.split('## ')[1]}\n\n(The class that is most frequent in training can be the rarer one in a test. Where the "
+    "interval of the difference holds 0, these texts do not show which of the two is better.) And one sentence, *A film that nobody needs*: "
+    f"{answer.label}, {answer.probability:.0%}, which is {'right' if answer.label == 'negative' else 'wrong'}, and says little about the next one."
 )
 
 # %% [markdown] name="sequence-to-sequence"
@@ -1134,17 +1172,18 @@ display(
     )
 )
 word_or_class = paired_comparison(as_text, as_class)
+unsettled = ", which does not settle it" if word_or_class.difference.holds(0.0) else ""
 Markdown(
     f"On the same 300 sentences: an answer in a word (encoder-decoder) is right in {as_text.mean():.1%}, one in a class (a head on the encoder, from "
     f"section 6) in {as_class.mean():.1%}. The difference is {100 * word_or_class.difference.value:+.1f} points, 95% interval "
-    f"{100 * word_or_class.difference.low:+.1f} to {100 * word_or_class.difference.high:+.1f}."
+    f"{100 * word_or_class.difference.low:+.1f} to {100 * word_or_class.difference.high:+.1f}{unsettled}. "
+    f"(Two passes over the {len(learned)} labelled sentences of section 2 here; the head was fitted first, and had three epochs.)"
 )
 
 # %% [markdown] name="text-to-text-cost"
 # The word takes more than the class: a second stack of layers, and a way from one side to the other that has to be learned
-# from the same
-# 300 sentences. Where it pays is with many tasks, since a word needs no head of its own: the rest of this chapter has six of them in one
-# model, without an encoder.
+# from the same few labels. Where it pays is with many tasks, since a word needs no head of its own: the rest of this chapter has
+# six of them in one model, without an encoder.
 
 # %% [markdown] name="instructions"
 # ## 8 Instructions: what is read, what is learned
@@ -1217,16 +1256,16 @@ display(loss_guess)
 
 # %% name="train-both-losses"
 SHORT = Following(
-    examples={"positive": 140, "negative": 140, "classify": 100, "begin": 140, "continue": 80, "repeat": 80},
+    examples={"positive": 40, "negative": 40, "classify": 40, "begin": 40},
     batch_size=16,
     epochs=1,
     clear=0.0,  # sentences of any sentiment that their reviews have; above 0 a bag of words chooses the clear ones
 )
-STEPS = 16
+STEPS = 10
 answer_rows = [
     encode(one, tokenizer, max_len=MAX_LEN)
     for name, task in TASKS.items()
-    if not task.is_held_out
+    if name in SHORT.examples
     for one in make_examples(task, 12, split="dev", clear=0.0)
 ]
 collate_answers = GenerationCollator(tokenizer.vocabulary)
@@ -1263,8 +1302,8 @@ compare(
 # words*, two requests at once.
 #
 # The shipped adapter was tuned in two stages. In the first it learned from real reviews. They are a poor teacher of *write a
-# positive review*: half of them say little, and the model copies what it has read often. So in the second stage it wrote
-# thousands of reviews itself, a bag of words kept those that clearly are what was asked for, those with a run of eight
+# positive review*: many of their sentences say little, and the model copies what it has read often. So in the second stage it wrote
+# many reviews itself, a bag of words kept those that clearly are what was asked for, those with a run of eight
 # copied words were thrown away, and it learned from the rest (rejection sampling, arXiv:2308.01825). Methods that learn from
 # people's preferences go on from here (arXiv:2203.02155, arXiv:2305.18290); this course stops before them.
 #
@@ -1274,12 +1313,12 @@ compare(
 
 # %% name="judge-the-judge" jupyter={"source_hidden": true}
 judge = load_judge()
-tests = SENTENCES["test"]
+tests = SENTENCES["test"][:400]
 judged_right = judge.is_right(texts_of(tests), labels_of(tests))
-cut_out, cut_labels = (part[-400:] for part in labelled_sentences("test"))
+cut_out, cut_labels = (part[-200:] for part in labelled_sentences("test"))
 cut_right = judge.is_right(cut_out, cut_labels)
 table(
-    ["what the judge reads", "texts", "judged as their writers meant"],
+    ["what the judge reads", "texts", "judged as the label says"],
     [
         [
             "Rotten Tomatoes test sentences",
@@ -1348,7 +1387,8 @@ plots.show(
 )
 
 # %% name="compare-following" jupyter={"source_hidden": true}
-asked_before = np.mean([share_of("before", task)[0] for task in ("positive", "negative")])
+by_request = {task: share_of("before", task)[0] for task in ("positive", "negative")}
+asked_before = np.mean(list(by_request.values()))
 asked_after = {task: share_of("after", task) for task in ("positive", "negative")}
 facts = {
     (when, metric): follow_record.values(metric, name=f"{when}, reviews")[0][1]
@@ -1377,10 +1417,18 @@ display(
 )
 compare(
     before_guess,
-    f"{asked_before:.0f}%: it does not follow the request, so it is right by luck. After tuning {asked_after['positive'][0]:.0f}% of the reviews that "
-    f"were to be positive are judged so, and {asked_after['negative'][0]:.0f}% of the others. The judge agrees with the model more often than with "
-    "people: what a small model writes on demand is plain praise or plain complaint, and people's sentences often are neither. "
-    f"Of its runs of eight words {facts['after', 'copied']:.1%} stand in the text of tuning, of people's {facts['after', 'copied by people']:.1%}: "
+    f"{asked_before:.0f}%, the mean of {by_request['positive']:.0f}% where praise was asked for and {by_request['negative']:.0f}% where a complaint was: it "
+    "writes much the same whatever is asked, and one of the two is met by that. After tuning "
+    f"{asked_after['positive'][0]:.0f}% of the reviews that were to be positive are judged so, and {asked_after['negative'][0]:.0f}% of the others. "
+    + (
+        "The judge agrees with the model more often than with people: what a small model writes on demand is plain praise or plain complaint, "
+        "and people's sentences often are neither. "
+        if min(low for _, low, _ in asked_after.values()) > 100 * share_interval(judged_right).value
+        else ""
+    )
+    + f"The second stage was for writing; classification went from {share_of('first stage', 'classify')[0]:.0f} to "
+    f"{share_of('after', 'classify')[0]:.0f}% in it. "
+    + f"Of its runs of eight words {facts['after', 'copied']:.1%} stand in the text of tuning, of people's {facts['after', 'copied by people']:.1%}: "
     + (
         "more than people have in common, so a part of what it writes is learned by heart."
         if facts["after", "copied"] > 2 * facts["after", "copied by people"]
@@ -1417,14 +1465,20 @@ display(
         ],
     )
 )
-against = on_held_out("after", "as asked, words exchanged")
-heard = proportion_interval(round(200 * against), 200)
+against = {}
+for task in ("positive", "negative"):
+    ((count, share),) = follow_record.values("as asked, words exchanged", name=f"after, {task}, begun")
+    against[task] = proportion_interval(round(count * share), count)
+counts_for = [task for task, heard in against.items() if heard.low > 0.5]
 Markdown(
-    f"With words that lead the other way, {heard:.0%} of the answers still have the sentiment that was asked for. "
+    f"The words that it was to begin with came from the other side in the last column. Asked for praise behind words of a complaint, it obeys in "
+    f"{against['positive']:.0%}; asked for a complaint behind words of praise, in {against['negative']:.0%}. "
     + (
-        "The request counts: two tasks that were learned apart are done together. "
-        if heard.low > 0.5
-        else "That is not more than chance: the words decide, and the request hardly counts. "
+        "The request counts for more than the words, both ways."
+        if len(counts_for) == 2
+        else f"The request counts for more than the words where it is {counts_for[0]}; the other way round they weigh as much."
+        if counts_for
+        else "That is not more than chance: the words decide, and the request hardly counts."
     )
 )
 
@@ -1438,7 +1492,7 @@ DECODERS = {
     f"{STEPS} steps": followers["response"],
     "shipped adapter": load_follower(),
 }
-PROMPTS = 12
+PROMPTS = 10
 live_follow = {
     name: {
         task: assess(model, TASKS[task], held_out_prompts(TASKS[task], PROMPTS), judge=judge)
@@ -1479,7 +1533,8 @@ table(
 # ## 10 From scores to words
 #
 # At each step the model gives every token of its vocabulary a probability, and one is drawn. Temperature sharpens or flattens the
-# distribution before that; top-k and top-p cut its tail.
+# distribution before that; top-k keeps the k likeliest tokens, top-p the fewest that together have probability p. *Entropy* says how
+# open the draw is: x bits are as open as 2ˣ equally likely tokens.
 #
 # **Move.** Lower the temperature until *another draw* always writes the same review; then raise it until the decoder no
 # longer keeps to the request. What happens to the entropy, and to the number of tokens that may still come? Can top-p bring
@@ -1642,7 +1697,7 @@ leak_free_split = checks.leak_free_split(my_split)
 # **In use.** What the checks gave back, on this chapter's own texts.
 
 # %% name="use-your-own" jupyter={"source_hidden": true}
-sides = leak_free_split(texts_of(SENTENCES["train"]), 0.2)
+sides = leak_free_split([review.text for review in load_reviews()], 0.2)
 batch = collate_reviews(
     [
         {"input_ids": i, "label": r.label}
@@ -1654,12 +1709,12 @@ rows_of_two = Padding().pad([shown.input_ids, shown.input_ids[:3]], tokenizer.vo
 labels_of_two = response_labels(
     rows_of_two,
     torch.tensor([len(shown.input_ids) - sum(shown.completion_mask), 3]),
-    rows_of_two != tokenizer.vocabulary.pad,
+    (rows_of_two != tokenizer.vocabulary.pad).long(),
 )
 table(
     ["your function", "on", "gives"],
     [
-        ["split", f"{len(sides):,} training sentences, a fifth to be test", f"{np.mean(sides):.1%}"],
+        ["split", f"{len(sides):,} texts, a fifth to be test", f"{np.mean(sides):.1%}"],
         [
             "collator",
             "16 sentences",
@@ -1740,7 +1795,7 @@ def patient_batch(examples):
 
 
 @cache
-def losses_of_tuning(make_batch, steps=12):
+def losses_of_tuning(make_batch, steps=8):
     """The loss that is reported at the end of some steps, and that of answers to other prompts, in nats per token."""
     model = copy.deepcopy(decoder)
     rows = [encode(one, tokenizer, max_len=96).as_example() for one in clinic_examples]
@@ -1988,7 +2043,7 @@ def cured_score(wanted, answers):
 
 
 # %% [markdown] name="clinic-collapse-story"
-# ### Patient 8: a second task
+# ### Patient 8: a learning rate
 #
 # “LoRA trains few parameters, so it tolerates a high learning rate.”
 
@@ -2028,7 +2083,7 @@ Markdown(f"Of these dev sentences {labels_of(SENTENCES['dev']).mean():.0%} are p
 # %% [markdown] name="clinic-collapse-diagnosis"
 # <details><summary>Diagnosis</summary>
 #
-# It gives nearly the same answer to everything. A step too large has driven the features to where all texts look alike, and
+# It gives the same answer to nearly everything. A step too large has driven the features to where all texts look alike, and
 # no gradient leads back. An accuracy near one half does not show it; the share of each answer does. Look at more than one
 # sample: near the largest rate that works, some runs collapse and some do not, and the mean of both describes neither.
 # </details>
@@ -2153,8 +2208,8 @@ table(["usually said", "the source", "measured here", "verdict"], claims)
 #   for all.
 # - Beside the model: a bag of words on the same stretch of text, with the same labels. A transformer from random weights is usually behind it.
 # - Padding is computed. Put texts of like length together.
-# - A head, a pooling, a rate, fitting the head first: advice has conditions. Each can be measured in seconds, and one sample settles none.
-# - Text without labels is cheap: whether it pays to let a model read it first can be measured.
+# - A head, a pooling, a rate, fitting the head first: advice has conditions. Each can be measured in one cell, and one sample settles none.
+# - Text without labels is cheap. Whether it pays to let a model read it first depends on what it has read already: measure it.
 # - Choose on dev texts, look at the test once. Report an interval, and compare two models on the texts on which they disagree.
 # - Confidence is no frequency until somebody has counted. Read the answers that the model was most sure of and wrong.
 # - Fine-tuning forgets. A strategy that keeps the base can be switched off.

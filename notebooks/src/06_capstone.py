@@ -553,14 +553,14 @@ adapt_guess = guess(
 display(adapt_guess)
 
 # %% name="choose-paragraphs"
-PER_CLASS, PER_CLASS_TESTS, SEEDS = 32, 40, (0, 1)
+PER_CLASS, PER_CLASS_TESTS, FEWEST_TESTS, SEEDS = 32, 40, 20, (0, 1)
 PACKAGES_TOLD_APART = ["matplotlib", "numpy", "sklearn", "torch"]
 
 
 def task_of(a_text, classes, rewrite=str):
     """Paragraphs to draw samples from, and others to test on, up to 32 tokens of each; none of them twice."""
     how = {"tokens": (20, 32), "rewrite": rewrite}
-    tests = paragraphs(a_text.part("test") + a_text.part("dev"), classes, PER_CLASS_TESTS, **how)
+    tests = paragraphs(a_text.part("test") + a_text.part("dev"), classes, PER_CLASS_TESTS, fewest=FEWEST_TESTS, **how)
     return paragraphs(a_text.part("read"), classes, len(SEEDS) * PER_CLASS, apart_from=tests, **how), tests
 
 
@@ -570,11 +570,11 @@ try:
     pool, tests = task_of(task_text, task_classes, without_names if OWN is None else str)
 except ValueError as error:  # a text of one kind has no task in it
     share_held = len(text.part("test") + text.part("dev")) / len(text.texts)
-    wanted = max(PER_CLASS_TESTS / share_held, len(SEEDS) * PER_CLASS / (1 - share_held))
+    wanted = max(FEWEST_TESTS / share_held, len(SEEDS) * PER_CLASS / (1 - share_held))
     print(f"{error}.")
     if len(most_common) > 1:
         print(
-            f"Lower PER_CLASS_TESTS or PER_CLASS in this cell; as they stand, some {wanted:.0f} paragraphs of each class are wanted."
+            f"Lower FEWEST_TESTS or PER_CLASS in this cell; as they stand, some {wanted:.0f} paragraphs of each class are wanted."
         )
     print("This section goes on with the documentation.")
     task_text, task_classes = own_text(), PACKAGES_TOLD_APART
