@@ -71,8 +71,6 @@ def normalize(text: str) -> str:
     >>> normalize("  A GOOD\\u00a0 film")
     'a good film'
     """
-    if text.isascii():  # as most are, and then it is quick
-        return " ".join(text.lower().split())
     lowered = unicodedata.normalize("NFKC", text).lower()
     return " ".join(unicodedata.normalize("NFKC", lowered).split())  # once more: lower case can come apart
 
@@ -256,9 +254,9 @@ def packed_rows(texts: Iterable[str], length: int) -> Packed:
 def training_rows(length: int = 128, *, split: str = "train", documents: int | None = None) -> Packed:
     """The packaged reviews as packed rows, of the training split those without slurs; the first `documents` of them,
     or all. Raises what `pack` and `reviews_of` raise."""
-    train = split == "train"
-    texts = training_texts(documents) if train else [review.text for review in reviews_of(split)][:documents]
-    return packed_rows(texts, length)
+    if split == "train":
+        return packed_rows(training_texts(documents), length)
+    return packed_rows([review.text for review in reviews_of(split)[:documents]], length)
 
 
 def pad(

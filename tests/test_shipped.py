@@ -87,7 +87,7 @@ def test_pretraining_begins_as_it_was_recorded(name):
     rows, _ = run.rows()
     recorded = dict(record_of(name).values("loss", name=name))
 
-    def off(seed, steps=2):
+    def off(seed, steps=3):
         begun = run.with_(seed=seed)
         model = begun.model()
         optimizer = make_optimizer(model, begun.optimizer, weight_decay=begun.weight_decay)

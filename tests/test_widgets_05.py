@@ -690,7 +690,7 @@ def explorer(request):
 def test_an_explorer_survives_every_setting_and_comes_back(explorer):
     before = {name: control.value for name, control in explorer.controls.items()}
     image = explorer.image.value
-    assert sweep(explorer) >= 6
+    assert sweep(explorer) >= 8
     assert {name: control.value for name, control in explorer.controls.items()} == before
     assert explorer.banner.value == "" and explorer.image.value == image
     assert matplotlib.pyplot.get_fignums() == []

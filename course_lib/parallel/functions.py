@@ -26,7 +26,7 @@ def _main():
 
     gc.enable()
     folder = Path({folder!r})
-    with ranks(device={device!r}):
+    with ranks():
         result = {name}(**json.loads((folder / "arguments.json").read_text("utf-8")))
         (folder / f"{{rank()}}.json").write_text(json.dumps(result), "utf-8")
 
@@ -71,7 +71,7 @@ def run_on_ranks(
             (folder / "arguments.json").write_text(json.dumps(arguments), "utf-8")
         except TypeError as error:
             raise ValueError(f"arguments must be numbers, texts, lists or dicts, and {error}") from None
-        program = PROGRAM.format(sources=sources, name=function.__name__, folder=name, device=device)
+        program = PROGRAM.format(sources=sources, name=function.__name__, folder=name)
         (folder / "program.py").write_text(program, "utf-8")
         torchrun([folder / "program.py"], ranks=ranks, device=device, show=show)
         return [json.loads((folder / f"{number}.json").read_text("utf-8")) for number in range(ranks)]

@@ -248,9 +248,7 @@ def _assert_well(box: widgets.Box, name: str, setting: Any) -> None:
 
 def _settings(control: widgets.Widget) -> Iterator[Any]:
     if isinstance(control, (widgets.Dropdown, widgets.ToggleButtons, widgets.RadioButtons, widgets.SelectionSlider)):
-        values = [option[1] if isinstance(option, tuple) else option for option in control.options]
-        is_slider = isinstance(control, widgets.SelectionSlider)
-        yield from (values[n] for n in (0, len(values) // 2, -1)) if is_slider else values
+        yield from (option[1] if isinstance(option, tuple) else option for option in control.options)
     elif isinstance(control, (widgets.Checkbox, widgets.ToggleButton)):
         yield from (False, True)
     elif isinstance(control, widgets.FloatLogSlider):

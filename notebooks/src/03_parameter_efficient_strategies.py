@@ -1183,7 +1183,7 @@ compare(
 )
 
 # %% [markdown] name="inference"
-# **And when it runs?** Merged LoRA, BitFit and full fine-tuning are the base with other values in its weights. # Adapter layers and an
+# **And when it runs?** Merged LoRA, BitFit and full fine-tuning are the base with other values in its weights. Adapter layers and an
 # unmerged LoRA do more arithmetic at every call, and so does a prefix, which every token may look at. Whether a clock shows it at this
 # size, see below.
 
