@@ -11,6 +11,7 @@ from course_lib.finetuning.collators import (
     grouped_batches,
     length_grouped,
 )
+from course_lib.finetuning.freezing import PartlyFrozen
 from course_lib.finetuning.heads import Classifier, Writer
 from course_lib.finetuning.instructions import (
     HEADERS,
@@ -41,6 +42,7 @@ __all__ = [
     "GenerationCollator",
     "Instruction",
     "Padding",
+    "PartlyFrozen",
     "Seq2SeqCollator",
     "Turn",
     "Writer",

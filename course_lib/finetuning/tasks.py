@@ -220,11 +220,10 @@ def labelled_sentences(split: str) -> tuple[tuple[str, ...], tuple[int, ...]]:
     split."""
     found: dict[str, int] = {}
     known = _read_in_training(split)
-    for review in _clean_reviews(split):
-        parts = _parts(review)
+    for parts, label in _normalised_sentences(split):
         for text in (parts[0], parts[-1]):
-            if len(text.split()) in WORDS and normalize(text) not in known:
-                found[normalize(text)] = review.label
+            if len(text.split()) in WORDS and text not in known:
+                found[text] = label
     return tuple(found), tuple(found.values())
 
 
@@ -233,7 +232,7 @@ def all_sentences(split: str) -> tuple[str, ...]:
     """Every sentence of a split's reviews of a length that can be written; of other splits none that stands in a
     training review too. So many that hardly one is met twice: words to begin with must be read, and not recognised."""
     known = _read_in_training(split)
-    found = (normalize(part) for review in _clean_reviews(split) for part in _parts(review))
+    found = (text for parts, _ in _normalised_sentences(split) for text in parts)
     return tuple(dict.fromkeys(text for text in found if len(text.split()) in WORDS and text not in known))
 
 
@@ -256,11 +255,14 @@ def _read_in_training(split: str) -> frozenset[str]:
     """The sentences of the training reviews, for every other split."""
     if split == "train":
         return frozenset()
-    return frozenset(normalize(part) for review in _clean_reviews("train") for part in _parts(review))
+    return frozenset(text for parts, _ in _normalised_sentences("train") for text in parts)
 
 
-def _parts(review: Review) -> list[str]:
-    return [review.text] if review.source == "rotten_tomatoes" else sentences(review.text)
+@cache
+def _normalised_sentences(split: str) -> tuple[tuple[tuple[str, ...], int], ...]:
+    """Of each review its sentences, normalised, and its label."""
+    of = lambda review: [review.text] if review.source == "rotten_tomatoes" else sentences(review.text)  # noqa: E731
+    return tuple((tuple(map(normalize, of(review))), review.label) for review in _clean_reviews(split))
 
 
 @cache

@@ -108,6 +108,7 @@ from course_lib.finetuning import (
     GenerationCollator,
     Instruction,
     Padding,
+    PartlyFrozen,
     Seq2SeqCollator,
     Turn,
     as_batch,
@@ -125,7 +126,7 @@ from course_lib.finetuning import (
 from course_lib.finetuning.tasks import TASKS, labelled_sentences, make_examples
 from course_lib.generation import generate
 from course_lib.model import Encoder, EncoderDecoder
-from course_lib.peft import LoRA, apply, switch
+from course_lib.peft import LoRA, apply, merge_and_unload, switch
 from course_lib.pretrained import load_checkpoint, minilm
 from course_lib.records import Record
 from course_lib.runs import RECORDS_FOLDER, FineTune, finetune, load_tuned
@@ -331,8 +332,9 @@ Markdown(
 # 768 for a model's width. `Classifier` reads it from the model: MiniLM's is another.)
 #
 # **Predict.** MiniLM (chapter 3) is fine-tuned on 100 sentences and compared on 300 training sentences that are kept aside;
-# no choice is made on the test. (To save time its word embeddings and the lower half of its layers stay as they are, here and in all that
-# is fine-tuned live from it: no gradient has to go down there. The record of section 3 trains the whole of it.) Which pooling is best?
+# no choice is made on the test. (To save time its word embeddings and the lower two thirds of its layers stay as they are, here and in all that
+# is fine-tuned live from it: no gradient has to go down there, and what they make of a sentence is computed once, whatever is trained on
+# top. The record of section 3 trains the whole of it.) Which pooling is best?
 
 # %% name="predict-pooling" jupyter={"source_hidden": true}
 pooling_guess = guess("The best of the three", ["mean", "[CLS]", "last token", "all within 3 points"])
@@ -341,19 +343,16 @@ display(pooling_guess)
 # %% name="fine-tune-minilm"
 hundred, learned = (labelled_sample(to_learn, count, seed=0) for count in (100, 300))
 LIVE = FineTuning(rate=4e-4, epochs=2, dropout=0.0, head_first=False, length_grouped=True)
-LAYERS = minilm_base.config.n_layers
+partly_frozen = PartlyFrozen(copy.deepcopy(minilm_base), n_frozen=4)  # of its 6 layers
 
 
-def with_fresh_head(base=minilm_base, **head):
-    """A classifier on MiniLM of which the upper half of the layers is trained: no gradient goes below."""
+def with_fresh_head(base=partly_frozen, **head):
+    """A classifier on a copy of MiniLM."""
     torch.manual_seed(0)  # a dense layer begins random
-    classifier = Classifier(copy.deepcopy(base), **head).to(device)
-    for part in (classifier.body.embeddings, *classifier.body.encoder["layer"][: LAYERS // 2]):
-        part.requires_grad_(False)
-    return classifier
+    return Classifier(copy.deepcopy(base), **head).to(device)
 
 
-def on_minilm(learned, how=LIVE, base=minilm_base, **head):
+def on_minilm(learned, how=LIVE, base=partly_frozen, **head):
     """MiniLM with a fresh head, fine-tuned on labelled reviews."""
     classifier = with_fresh_head(base, **head)
     fine_tune(classifier, texts_of(learned), labels_of(learned), minilm_tokenizer, how)
@@ -410,7 +409,7 @@ compare(
 
 # %% name="train-with-curves"
 classifier = with_fresh_head()
-how = replace(LIVE, rate=3e-4, epochs=4, patience=2)
+how = replace(LIVE, epochs=4, patience=2)
 held_out = (texts_of(SENTENCES["dev"]), labels_of(SENTENCES["dev"]))
 seen = []
 coming = epochs(classifier, texts_of(learned), labels_of(learned), minilm_tokenizer, how, held_out=held_out)
@@ -639,8 +638,8 @@ read_guess = guess("MiniLM that has read reviews, against MiniLM as it was", ["b
 display(read_guess)
 
 # %% name="run-read-first"
-reader_base, _ = load_reader()
-has_read = is_right(on_minilm(hundred, HEAD_FIRST, base=reader_base), to_try)
+reader = PartlyFrozen(load_reader()[0], partly_frozen.n_frozen)
+has_read = is_right(on_minilm(hundred, HEAD_FIRST, base=reader), to_try)
 table(
     ["fine-tuned on 100 sentences, head first", "accuracy on 300 sentences"],
     [
@@ -972,12 +971,14 @@ fine_tune(
     texts_of(learned),
     labels_of(learned),
     tokenizer,
-    replace(ENCODER, rate=3e-4),
+    replace(ENCODER, rate=3e-4, epochs=2),
 )
+whole = Classifier(classifier.body.body)  # all layers compute: the reasons lie in the words, below the frozen ones
+whole.head = classifier.head
 MODELS = {  # all three have learned from the same 300 sentences
     "bag of words": judge_with_bag_of_words(words_model, tokenizer),
     "encoder": judge_with(encoder_classifier, tokenizer),
-    "MiniLM": judge_with(classifier, minilm_tokenizer),
+    "MiniLM": judge_with(whole.eval(), minilm_tokenizer),
 }
 OWN = "I expected a dull film, and it was anything but that: not one boring minute."
 own_box = review_explorer(MODELS, OWN)
@@ -1074,7 +1075,7 @@ folder = Path(tempfile.mkdtemp())
 with (folder / "mine.csv").open("w", encoding="utf-8", newline="") as file:
     writer = csv.writer(file)
     writer.writerow(["text", "label"])
-    writer.writerows([r.text, "positive" if r.label else "negative"] for r in labelled_sample(to_learn, 800, seed=3))
+    writer.writerows([r.text, "positive" if r.label else "negative"] for r in labelled_sample(to_learn, 600, seed=3))
 own_run = FineTune(data=str(folder / "mine.csv"), base="encoder", epochs=2)
 own_report = finetune(own_run, folder / "model", progress=lambda line: None)
 (answer,) = load_tuned(folder / "model").predict(["A film that nobody needs."])
@@ -1177,7 +1178,7 @@ Markdown(
     f"On the same 300 sentences: an answer in a word (encoder-decoder) is right in {as_text.mean():.1%}, one in a class (a head on the encoder, from "
     f"section 6) in {as_class.mean():.1%}. The difference is {100 * word_or_class.difference.value:+.1f} points, 95% interval "
     f"{100 * word_or_class.difference.low:+.1f} to {100 * word_or_class.difference.high:+.1f}{unsettled}. "
-    f"(Two passes over the {len(learned)} labelled sentences of section 2 here; the head was fitted first, and had three epochs.)"
+    f"(Two passes over the {len(learned)} labelled sentences of section 2 here; the head was fitted first, and had two epochs.)"
 )
 
 # %% [markdown] name="text-to-text-cost"
@@ -1489,8 +1490,8 @@ Markdown(
 # %% name="run-following"
 DECODERS = {
     "before tuning": load_checkpoint("decoder").to(device),
-    f"{STEPS} steps": followers["response"],
-    "shipped adapter": load_follower(),
+    f"{STEPS} steps": merge_and_unload(copy.deepcopy(followers["response"])),  # merged, LoRA costs nothing
+    "shipped adapter": merge_and_unload(load_follower()),
 }
 PROMPTS = 10
 live_follow = {
@@ -2056,7 +2057,7 @@ def share_of_praise(rate, n_seeds=2):
     """The share of dev sentences that is called positive after fine-tuning at this rate, and the accuracy, on several samples."""
     shares = []
     for seed in range(n_seeds):
-        part = labelled_sample(SENTENCES["train"], 60, seed=seed)
+        part = labelled_sample(SENTENCES["train"], 32, seed=seed)
         model = Classifier(load_checkpoint("encoder"))
         apply(model, LoRA(rank=8, alpha=16), modules_to_save=["head"], seed=seed)
         fine_tune(
@@ -2064,7 +2065,7 @@ def share_of_praise(rate, n_seeds=2):
             texts_of(part),
             labels_of(part),
             tokenizer,
-            FineTuning(rate=rate, epochs=5, head_first=False, seed=seed, length_grouped=True),
+            FineTuning(rate=rate, epochs=6, head_first=False, seed=seed, length_grouped=True),
         )
         answers = predictions(model, texts_of(SENTENCES["dev"]), tokenizer).argmax(1)
         shares.append((float(answers.mean()), float((answers == labels_of(SENTENCES["dev"])).mean())))

@@ -1,0 +1,81 @@
+"""Fine-tune the upper layers of an encoder alone (arXiv:1911.03090): what the frozen layers below make of a text never
+changes, so it is computed once.
+
+Axes: B text of the batch, T position in it, E channel of the model.
+"""
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor, nn
+
+from course_lib import masks
+from course_lib.layers import rotation
+from course_lib.model import Encoder, LanguageModel, evaluating
+
+
+class PartlyFrozen(LanguageModel):
+    """An encoder whose embeddings and lowest `n_frozen` layers are frozen. They compute each text once, without
+    dropout, and its hidden states there (4 bytes a channel and token) are remembered, by deep copies of this model
+    too.
+
+    body: the whole encoder, every layer in its place. It is what to use again where all layers must compute, as for
+    attributions; its frozen weights must not be changed while this stands on them.
+    Raises ValueError for a body that is no Encoder, or a number of layers that it does not have.
+    """
+
+    def __init__(self, body: Encoder, n_frozen: int) -> None:
+        if type(body) is not Encoder:
+            raise ValueError(f"the body is {type(body).__name__}: give an Encoder, such as minilm()[0]")
+        if not isinstance(n_frozen, int) or not 1 <= n_frozen <= body.config.n_layers:
+            raise ValueError(f"n_frozen is {n_frozen!r}: freeze 1 to {body.config.n_layers} of the encoder's layers")
+        super().__init__(body.config)
+        self.body, self.n_frozen, self.remembered = body, n_frozen, _Remembered()
+        for part in self._frozen:
+            part.requires_grad_(False)
+
+    @property
+    def _frozen(self) -> list[nn.Module]:
+        return [self.body.embeddings, *self.body.encoder["layer"][: self.n_frozen]]
+
+    def encode(self, input_ids_BT: Tensor, is_real_BT: Tensor) -> Tensor:
+        """[B, T, E]: the last hidden state of a text without corruption, padding unseen.
+
+        Raises ValueError where a frozen layer has something to train, as with an adapter in it.
+        """
+        if any(parameter.requires_grad for part in self._frozen for parameter in part.parameters()):
+            raise ValueError("a frozen layer has a parameter that is trained: use the whole encoder, this one's .body")
+        is_real_BT = is_real_BT.bool()
+        x_BTE = self._from_below(input_ids_BT, is_real_BT)
+        return self._through(self.body.encoder["layer"][self.n_frozen :], x_BTE, is_real_BT)
+
+    @torch.no_grad()
+    def _from_below(self, input_ids_BT: Tensor, is_real_BT: Tensor) -> Tensor:
+        """[B, T, E]: what the frozen layers make of each text, zeros at padding."""
+        position_BT = self._positions(input_ids_BT)
+        texts = [tuple(row[real].tolist()) for row, real in zip(input_ids_BT, is_real_BT, strict=True)]
+        new = [n for n, text in enumerate(texts) if text not in self.remembered]
+        if new:
+            with evaluating(self):
+                x_BTE = self.body.embeddings(input_ids_BT[new], position_BT)
+                x_BTE = self._through(self._frozen[1:], x_BTE, is_real_BT[new])
+            for n, x_TE in zip(new, x_BTE, strict=True):
+                self.remembered[texts[n]] = x_TE[is_real_BT[n]]
+        known = torch.cat([self.remembered[text] for text in texts]).to(input_ids_BT.device)
+        below_BTE = known.new_zeros(*input_ids_BT.shape, known.shape[1])
+        below_BTE[is_real_BT] = known
+        return below_BTE
+
+    def _through(self, blocks: Iterable[nn.Module], x_BTE: Tensor, is_real_BT: Tensor) -> Tensor:
+        position_BT = torch.arange(x_BTE.shape[1], device=x_BTE.device)[None]
+        turn = rotation(position_BT, self.config.d_head) if self.config.positions == "rotary" else None
+        for block in blocks:
+            x_BTE, _ = block(x_BTE, masks.padding(is_real_BT), turn=turn)
+        return x_BTE
+
+
+class _Remembered(dict):
+    """One for all copies: what frozen layers say is the same in each."""
+
+    def __deepcopy__(self, _: dict) -> "_Remembered":
+        return self
