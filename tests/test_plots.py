@@ -126,6 +126,16 @@ def test_a_long_logarithmic_axis_is_written_in_words_one_can_read():
     assert any("10^" in label for label in ticks([1e-6 * x for x in ladder]))  # shares are left as they were
 
 
+def test_an_axis_of_whole_numbers_has_no_half_steps():
+    def ticks(x):
+        figure = plots.draw_curves({"full": (x, [1.0] * len(x))})
+        figure.canvas.draw()
+        return [float(tick) for tick in figure.axes[0].get_xticks()]
+
+    assert all(tick.is_integer() for tick in ticks([1, 2, 3])) and len(ticks([1, 2, 3])) >= 3
+    assert not all(tick.is_integer() for tick in ticks([1, 2.5, 3]))  # the control: these are no steps
+
+
 @pytest.mark.parametrize("values", [(9.0, 8.99, 8.98), (1.0, 1.01, 1.02), (5.0, 5.0, 5.0)])
 def test_names_of_references_stay_apart_wherever_the_lines_are(values):
     references = dict(zip(("first", "second", "third"), values, strict=True))

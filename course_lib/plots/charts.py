@@ -10,6 +10,7 @@ from matplotlib.colors import to_rgba
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Rectangle
+from matplotlib.ticker import MaxNLocator
 
 from course_lib.plots.theme import (
     CYCLE,
@@ -219,6 +220,8 @@ def draw_curves(
         axes.minorticks_off()
     elif log_x and min(places) >= 1:
         axes.xaxis.set_major_formatter(lambda x, _: short(x))
+    elif not log_x and all(map(float.is_integer, places)):
+        axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True))  # no half steps
     for value in references.values():
         axes.axhline(value, color=INK, linestyle="--", linewidth=1.1)
     _name_at_right(axes, references)

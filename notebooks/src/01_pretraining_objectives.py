@@ -326,7 +326,7 @@ lowest_guess = guess("Whose loss will be the lowest at the end?", names)
 display(lowest_guess)
 
 # %% name="train-live"
-LIVE_STEPS = 4
+LIVE_STEPS = 3
 lab = runs.Laboratory()
 live, models = {}, {}
 for name in tqdm(names, desc="objectives"):

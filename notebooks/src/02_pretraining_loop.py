@@ -115,7 +115,7 @@ device = pick_device()
 ROW = 64
 packed, held_out = (training_rows(ROW, split=s) for s in tqdm(["train", "dev"], desc="reading and tokenising"))
 small = TransformerConfig(vocabulary.size, d_model=128, n_layers=2, n_heads=4, d_ff=512, max_len=ROW)
-dataset = PretrainingDataset(packed, vocabulary, "causal", batch_size=16)
+dataset = PretrainingDataset(packed, vocabulary, "causal", batch_size=8)
 dev_batches = [PretrainingDataset(held_out, vocabulary, "causal", batch_size=16).batch(k) for k in range(8)]
 Markdown(
     f"{packed.ids_NT.numel():,} tokens to train on, {held_out.ids_NT.numel():,} held out; a batch has {dataset.batch_size} "
@@ -468,8 +468,7 @@ early, late = own_norms[: len(own_norms) // 20], own_norms[len(own_norms) // 20 
 Markdown(
     f"{clipped} of the first {CALM} steps are clipped, the longest gradient is {max(norms):.2f}, the median "
     f"{float(np.median(norms)):.2f}. "
-    + ("At the beginning clipping is the rule; " if clipped > CALM / 2 else "Clipping is an exception here; ")
-    + f"in the long run of the course's decoder {np.mean(np.array(early) > 1):.0%} of the recorded steps were clipped in the first "
+    + f"In the long run of the course's decoder {np.mean(np.array(early) > 1):.0%} of the recorded steps were clipped in the first "
     f"twentieth of the run, and {np.mean(np.array(late) > 1):.1%} after it"
     + (": by then a clipped step is worth a look." if np.mean(np.array(late) > 1) < 0.05 else ".")
 )
@@ -487,7 +486,7 @@ display(poison_guess)
 # %% name="poisoned-batch"
 AT, LATER, SGD_RATE = 20, 12, 0.3
 LAST = AT + 1 + LATER
-rubbish = torch.full_like(dataset.packed.ids_NT[:16], int(vocabulary.ordinary_ids[-1]))
+rubbish = torch.full_like(dataset.packed.ids_NT[: dataset.batch_size], int(vocabulary.ordinary_ids[-1]))
 bad = dataset.corrupt(rubbish, seeded(0))
 
 
@@ -610,7 +609,7 @@ compressor_guess = guess("Bits per byte, fewest wins", ["the compressor", "the b
 display(compressor_guess)
 
 # %% name="bits-per-byte"
-MEASURED = 80  # reviews
+MEASURED = 50  # reviews
 quality = Record(runs.RECORDS_FOLDER / "language.jsonl")
 texts = [normalize(review.text) for review in reviews_of("dev", "imdb")[:MEASURED]]
 n_bytes = sum(len(text.encode()) for text in texts)
@@ -944,7 +943,7 @@ display(kill_guess)
 folder = Path(tempfile.mkdtemp())
 (folder / "reviews.txt").write_text("\n\n".join(review.text for review in reviews_of("train", "imdb")[:200]), "utf-8")
 settings = {
-    "tokens": 60 * 16 * 64, "row_length": 64, "batch_size": 16, "save_every": 20, "width": 64, "layers": 2, "dropout": 0.1,
+    "tokens": 60 * 8 * 64, "row_length": 64, "batch_size": 8, "save_every": 20, "width": 64, "layers": 2, "dropout": 0.1,
     "optimizer": "adamw", "dtype": "float32", "text": str(folder / "reviews.txt"),
 }  # fmt: skip
 command = [sys.executable, "-m", "course_lib.cli", "pretrain", "decoder", "--device", "cpu", "--keep", "9"]
