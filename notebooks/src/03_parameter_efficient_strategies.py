@@ -181,7 +181,7 @@ table(
 # the source's), as if they belonged to the strategies. The chart counts them with common settings: LoRA on queries and
 # values alone (in GPT-2's layout one layer holds the keys too), a prefix without the network that makes it.
 #
-# **Predict.** How does LoRA's share change from BERT-base to Llama-2-7B, which is about sixty times as large?
+# **Predict.** How does LoRA's share change from BERT-base to Llama-2-7B, a far larger model?
 
 # %% name="predict-share" jupyter={"source_hidden": true}
 share_guess = guess(
@@ -676,7 +676,7 @@ Markdown(
 # What it answers is the probability of *positive*, one for each test sentence. Putting the matrices back moves these answers away
 # from those of the trained model. Rank r brings them nearer again: of the squared distance, how much does it take away?
 #
-# **Predict.** Of the energy of those changes, how much does rank 8 keep (of 384)? And how much of what they do to the answers?
+# **Predict.** Of the energy of those changes, how much does rank 8 keep (the full rank is MiniLM's width)? And how much of what they do to the answers?
 
 # %% name="predict-energy" jupyter={"source_hidden": true}
 energy_guess = guess(
@@ -1578,7 +1578,7 @@ def base_weights_changed(adapt):
 
 
 # %% name="clinic-frozen-experiment"
-Markdown(f"{base_weights_changed(patient_adapt):,} weights of the base have changed after three steps.")
+Markdown(f"{base_weights_changed(patient_adapt):,} weights of the base have changed after a few steps.")
 
 # %% [markdown] name="clinic-frozen-diagnosis"
 # <details><summary>Diagnosis</summary>

@@ -1557,7 +1557,7 @@ generation_bench = GenerationBench(follower, tokenizer, {"positive": GENERATION_
 rows = []
 for temperature, top_p in ((0.0, 1.0), (0.7, 1.0), (1.0, 1.0), (2.0, 1.0), (2.0, 0.5)):
     draws = [generation_bench.compute("positive", 0, temperature, top_p=top_p, seed=seed) for seed in range(2)]
-    same = draws[0].continuation == draws[1].continuation
+    same, written = draws[0].continuation == draws[1].continuation, "".join(draws[0].continuation)
     rows.append(
         [
             f"{temperature:g}",
@@ -1565,9 +1565,12 @@ for temperature, top_p in ((0.0, 1.0), (0.7, 1.0), (1.0, 1.0), (2.0, 1.0), (2.0,
             f"{draws[0].entropy:.1f}",
             f"{draws[0].n_possible:,}",
             "the same" if same else "different",
+            "left out" if holds_slur(written) else f"{written.strip()[:60]} …",
         ]
     )
-settings_tried = table(["temperature", "top-p", "entropy, bits", "first tokens that may come", "two draws are"], rows)
+settings_tried = table(
+    ["temperature", "top-p", "entropy, bits", "first tokens that may come", "two draws are", "one of them begins"], rows
+)
 Markdown(
     f"<details><summary>Moved it? Compare</summary>\n\nThe first token of a positive review:\n\n{settings_tried.data}\n\n"
     "A high temperature gives the long tail of unlikely tokens a real share, and a single one of them can lead the text away. Top-p "
