@@ -8,9 +8,10 @@ import torch
 from tiny import differ, tiny
 
 from course_lib.data import pad
+from course_lib.evaluation.attributions import token_attributions
 from course_lib.finetuning import Classifier, FineTuning, PartlyFrozen, fine_tune
 from course_lib.model import Encoder
-from course_lib.peft import LoRA, apply
+from course_lib.peft import LoRA, Prefix, apply
 from course_lib.pretrained import minilm
 from course_lib.runtime import seeded
 from course_lib.vocabulary import Vocabulary
@@ -57,7 +58,7 @@ def test_it_says_what_the_whole_encoder_says_in_any_batch_and_again_from_memory(
     body = body_of(positions)
     ids_BT, is_real_BT = batch_of()
     wanted_BTE = body.encode(ids_BT, is_real_BT)
-    partly = PartlyFrozen(copy.deepcopy(body), n_frozen)
+    partly = PartlyFrozen(body, n_frozen)
     first_BTE, again_BTE = (partly.encode(ids_BT, is_real_BT) for _ in range(2))
     assert differ(first_BTE[is_real_BT], wanted_BTE[is_real_BT]) < 1e-5
     assert torch.equal(first_BTE, again_BTE)
@@ -85,7 +86,7 @@ def test_what_stands_on_it_learns_as_on_frozen_layers_that_compute_every_time():
     as_ever = Classifier(copy.deepcopy(body))
     for part in (as_ever.body.embeddings, *as_ever.body.encoder["layer"][:2]):
         part.requires_grad_(False)
-    remembering, too_high = (Classifier(PartlyFrozen(copy.deepcopy(body), n)) for n in (2, 3))
+    remembering, too_high = (Classifier(PartlyFrozen(body, n)) for n in (2, 3))
     losses = [fine_tune(c, TEXTS, LABELS, Words(), HOW) for c in (as_ever, remembering, too_high)]
     assert losses[1] == pytest.approx(losses[0], abs=1e-5)
     assert losses[2] != pytest.approx(losses[0], abs=1e-3)  # the control
@@ -126,14 +127,53 @@ def test_a_number_of_layers_that_the_encoder_does_not_have_is_refused(n_frozen):
 
 def test_another_model_and_a_frozen_layer_that_is_trained_are_refused():
     decoder = tiny("causal", vocab_size=200)
-    with pytest.raises(ValueError, match="the body is Decoder: give an Encoder"):
+    with pytest.raises(ValueError, match="this is a Decoder: give an Encoder"):
         PartlyFrozen(decoder, 1)
     partly = PartlyFrozen(body_of(), 2)
-    with pytest.raises(ValueError, match="the body is PartlyFrozen"):
+    with pytest.raises(ValueError, match="this is a PartlyFrozen"):
         PartlyFrozen(partly, 1)
+    for frozen in (partly.body.embeddings, partly.body.encoder["layer"][1]):
+        frozen.requires_grad_(True)
+        with pytest.raises(ValueError, match="a frozen layer has a parameter that is trained"):
+            partly.encode(*batch_of())
+        frozen.requires_grad_(False)
+    partly.encode(*batch_of())  # the control
     apply(partly, LoRA(rank=2))
     with pytest.raises(ValueError, match="a frozen layer has a parameter that is trained"):
         partly.encode(*batch_of())
+
+
+def test_the_encoder_that_was_given_stays_as_it_was():
+    body = body_of()
+    PartlyFrozen(body, 2).body.encoder["layer"][3].requires_grad_(False)
+    assert all(parameter.requires_grad for parameter in body.parameters())
+
+
+def test_a_prefix_attributions_and_a_forward_pass_are_told_to_take_the_whole_encoder():
+    classifier = Classifier(PartlyFrozen(body_of(), 2))
+    ids_BT, is_real_BT = batch_of()
+    classifier(ids_BT, is_real_BT)
+    with pytest.raises(ValueError, match=r"encode and features alone: use the whole encoder, its \.body"):
+        classifier.body(ids_BT)
+    with pytest.raises(ValueError, match="attributions need every layer"):
+        token_attributions(classifier, ROWS[1], baseline_id=0)
+    classifier(ids_BT, is_real_BT)  # the control: nothing stays behind
+    apply(classifier, Prefix(length=2), modules_to_save=["head"])
+    with pytest.raises(ValueError, match="a prefix or attributions"):
+        classifier(ids_BT, is_real_BT)
+
+
+def test_texts_are_told_apart_by_order_and_place_and_one_that_comes_twice_is_read_once():
+    body = body_of("learned")
+    read = counted(body)
+    partly = PartlyFrozen(body, 2)
+    rows = torch.tensor([[4, 10, 11, 12], [4, 12, 11, 10], [4, 10, 11, 0], [4, 10, 11, 12], [4, 10, 0, 11]])
+    is_real_BT = rows != 0  # the last row has a hole
+    found_BTE = partly.encode(rows, is_real_BT)
+    assert read == [4] and len(partly.remembered) == 4
+    wanted_BTE = body.encode(rows, is_real_BT)
+    assert differ(found_BTE[is_real_BT], wanted_BTE[is_real_BT]) < 1e-5
+    assert differ(wanted_BTE[4][is_real_BT[4]], wanted_BTE[2][is_real_BT[2]]) > 1e-2  # the control: a hole moves places
 
 
 def test_minilm_says_the_same_of_real_sentences():
@@ -143,5 +183,5 @@ def test_minilm_says_the_same_of_real_sentences():
     is_real_BT = ids_BT != tokenizer.vocabulary.pad
     with torch.no_grad():
         wanted_BTE = body.encode(ids_BT, is_real_BT)
-        found_BTE = PartlyFrozen(copy.deepcopy(body), 4).encode(ids_BT, is_real_BT)
+        found_BTE = PartlyFrozen(body, 4).encode(ids_BT, is_real_BT)
     assert differ(found_BTE[is_real_BT], wanted_BTE[is_real_BT]) < 1e-5

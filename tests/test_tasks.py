@@ -417,6 +417,7 @@ def test_sentences_are_cut_from_reviews_of_imdb_and_others_stand_as_they_are(mon
         Review(" ".join(["long"] * 46), 1, "rotten_tomatoes"),
         Review(" ".join(["just"] * 45), 1, "rotten_tomatoes"),
         Review(" ".join(["few"] * 8), 1, "rotten_tomatoes"),
+        Review("is it o´clock" + " now" * 4, 0, "rotten_tomatoes"),  # normalised, the accent stands behind a space
     ]
     forget(monkeypatch)
     monkeypatch.setattr(tasks, "reviews_of", lambda split: reviews if split == "dev" else [])
@@ -427,6 +428,7 @@ def test_sentences_are_cut_from_reviews_of_imdb_and_others_stand_as_they_are(mon
         f"whole {words}. not cut {words}.": 0,
         " ".join(["just"] * 45): 1,
         " ".join(["few"] * 8): 1,
+        normalize("is it o´clock" + " now" * 4): 0,  # eight words as it is written
     }
     (pair,) = made("continue", split="dev")
     assert (pair.input, pair.output) == (f"First {words}.", f"Middle {words}.")

@@ -237,7 +237,7 @@ compare(
     start_guess,
     f"ln {vocabulary.size:,} is {uniform_loss(vocabulary):.3f}. Measured: "
     + ", ".join(f"{name} {loss:.3f}" for name, loss in fresh.items())
-    + ". A start far above says that the initialisation is too large, one far below that the answer leaks.",
+    + ". A start far above says that the initialisation is too large; one far below, that the weights are not fresh.",
     uniform_loss(vocabulary),
     near=0.3,
 )
@@ -324,9 +324,9 @@ options = {3: "about 3", 30: "about 30", 300: "about 300"}
 nearest = min(options, key=lambda factor: abs(math.log(hurts / helps / factor)))
 compare(
     range_guess,
-    f"It begins to help at {helps:.1e} and to hurt at {hurts:.1e}: a factor of {hurts / helps:.0f}. The lowest point is at "
-    f"{rates[lowest]:.1e}. A peak somewhat below that is a first choice for a long run; this course's own models, larger and "
-    f"trained with another optimiser (section 8), use {runs.RECIPES['decoder'].peak_rate:g} and "
+    f"It begins to help at {helps:.1e} and to hurt at {hurts:.1e} (each by {NOTICEABLE} nats, in a rise of {TRIALS} steps: a slower rise would move "
+    f"both): a factor of {hurts / helps:.0f}. The lowest point is at {rates[lowest]:.1e}. A peak several times lower is a first choice: this chapter takes "
+    f"{warm_up(STEPS):g} for this model, and the course's own ones, larger and trained with another optimiser (section 8), use {runs.RECIPES['decoder'].peak_rate:g} and "
     f"{runs.RECIPES['encoder'].peak_rate:g}.",
     nearest,
 )
@@ -444,8 +444,8 @@ compare(
 # %% [markdown] name="clipping"
 # ## 5 Clipping
 #
-# Most batches pull about equally hard; now and then one pulls much harder: a page of HTML, a table of names, a row that is one
-# word repeated. Clipping keeps the direction and cuts the length.
+# Not all batches pull equally hard. At the beginning of a run many pull hard, for everything is wrong; later now and then one does, such
+# as rows that are one word repeated. Clipping keeps the direction and cuts the length.
 
 # %% name="gradient-norms" jupyter={"source_hidden": true}
 CALM = 60
@@ -549,7 +549,8 @@ compare(
     f"{damage['SGD', 1.0]:+.2f} with SGD and clipping, {ADAMW:+.2f} with AdamW, {damage['AdamW', 1.0]:+.2f} with AdamW and "
     "clipping. "
     + f"{LATER} steps later SGD stands at {say(harm['SGD', math.inf], LAST)} without clipping and at {say(harm['SGD', 1.0], LAST)} with it. "
-    + "AdamW bounds each step by its memory of usual sizes, so one batch can lead it astray only a little.",
+    + "AdamW bounds each step by its memory of usual sizes, so one batch counts for little"
+    + (": its loss goes on falling." if ADAMW < 0 else "."),
     "SGD without clipping"
     if worst == ("SGD", math.inf)
     else "AdamW without clipping"
@@ -640,7 +641,7 @@ bigram, best_bits = bits["bigram, smoothed"], bits["decoder"]
 gap = compressors[best_compressor] - bigram
 compare(
     compressor_guess,
-    f"The compressor needs {compressors[best_compressor]:.2f} bits per byte (recorded on all dev reviews, with all of the training text read "
+    f"The best compressor tried, {best_compressor}, needs {compressors[best_compressor]:.2f} bits per byte (recorded on all dev reviews, with all of the training text read "
     f"first), the bigram {bigram:.2f}, and the decoder {best_bits:.2f}, down from {bits['decoder_early']:.2f} at its early checkpoint"
     + (", where counting pairs was still ahead of it. " if bits["decoder_early"] > bigram else ". ")
     + (
@@ -649,7 +650,7 @@ compare(
         if gap > 0
         else "The compressor has more memory than the bigram, which sees one token back."
     )
-    + f" In the loop's own unit the decoder stands at {stream_nats(decoders['decoder'], stream).mean():.2f} nats per token.",
+    + f" In the loop's own unit the decoder stands at {stream_nats(decoders['decoder'], stream).mean():.2f} nats per token on these {MEASURED} reviews.",
     "about equal" if abs(gap) < 0.05 else "the bigram" if gap > 0 else "the compressor",
 )
 
@@ -678,9 +679,9 @@ table(
 # %% [markdown] name="ladder"
 # ## 8 The long run
 #
-# Here is that run itself: the record of `course pretrain decoder`. The rate is constant until seven tenths of the run and then
-# falls to zero. Losses of language models have been found to follow a power law in the number of tokens, over many orders of
-# magnitude (arXiv:2001.08361): `loss = floor + scale · tokens^-exponent`. If that holds, the beginning of a run predicts the rest.
+# Here is that run itself: the record of `course pretrain decoder`. The rate is constant for most of the run and then falls to
+# zero. Losses of language models, each trained to its end, have been found to follow a power law in the number of tokens, over many
+# orders of magnitude (arXiv:2001.08361): `loss = floor + scale · tokens^-exponent`. If that holds, the beginning of a run predicts the rest.
 #
 # The law below is fitted on the first quarter of the run, and the rest is hidden.
 #
@@ -726,13 +727,14 @@ plateau_tokens, plateau_loss = later[-1]
 foretold = law(plateau_tokens)
 compare(
     ladder_guess,
-    f"It is {plateau_loss:.3f}. The law, fitted on the first {recipe.tokens / 4e6:.0f} M tokens, says {foretold:.3f}: off by "
-    f"{plateau_loss - foretold:+.3f}. At the very end, after the rate has fallen, it is {final_loss:.3f}: over the last "
+    f"It is {plateau_loss:.3f}. The law, fitted on the first {recipe.tokens / 4e6:.0f} M tokens, says {foretold:.3f}: the loss came out "
+    f"{plateau_loss - foretold:+.3f} from there. A simple rival, that the loss stays where the fit ended, {beginning_of_run[-1][1]:.3f}, misses by "
+    f"{plateau_loss - beginning_of_run[-1][1]:+.3f}. At the very end, after the rate has fallen, it is {final_loss:.3f}: over the last "
     f"{recipe.decay_share:.0%} of the run it has come down by {plateau_loss - final_loss:.3f}, of which the law, which knows one rate "
     f"only, expected {foretold - law(final_tokens):.3f}."
     + (
-        f" By the end of the run the model has read its text {recipe.tokens / packed.ids_NT.numel():.1f} times; a law fitted on "
-        "text that is mostly fresh is probably too hopeful about text read again and again."
+        f" When the constant phase ended the model had read its text {plateau_tokens / packed.ids_NT.numel():.1f} times. That text was no longer "
+        "fresh is one suspect for a law too hopeful; that the fit saw less than one power of ten of tokens is another. Neither is tested here."
         if plateau_loss > foretold
         else ""
     ),
@@ -778,10 +780,16 @@ table(
 )
 
 # %% name="live-against-record" jupyter={"source_hidden": true}
-off = max(abs(row.loss / recorded[row.step] - 1) for row in live)
+off = max(abs(row.loss - recorded[row.step]) for row in live)
+one_update = abs(recorded[LIVE_STEPS] - recorded[1])
 Markdown(
-    f"Over {LIVE_STEPS} steps the largest distance from the record is {100 * off:.3f}% of the loss"
-    + (": the same run, as far as it goes." if off < 0.01 else ": **too far. Treat the record with suspicion.**")
+    f"The largest distance from the record is {off:.5f} nats; the update between these steps moves the loss by {one_update:.5f}"
+    + (
+        ". So the run begins as recorded: the same weights, the same rows, the same first update, up to rounding, for another machine, or another "
+        "number of threads, adds in another order. What came later, this cannot show."
+        if off < one_update
+        else ": **too far. Treat the record with suspicion.**"
+    )
 )
 
 # %% [markdown] name="pays"
@@ -870,9 +878,13 @@ compare(
     + ", ".join(f"{points:+.1f} points with {n:,} labels" for n, points in lead.items())
     + "; over the same model from random weights by "
     + ", ".join(f"{points:+.1f} with {n:,}" for n, points in over_scratch.items())
-    + (f" (where {fallen} of its samples ended near a constant answer, which drags its mean down)" if fallen else "")
     + (
-        ". What was learned without labels is worth most where labels are few, and counting words catches up as they become many. "
+        f" (where {fallen} of the samples from random weights ended near a constant answer, which drags that mean down)"
+        if fallen
+        else ""
+    )
+    + (
+        ". Beside counting words, what was learned without labels is worth most where labels are few, and counting catches up as they become many. "
         "Without that baseline in the comparison nobody would have seen it."
         if max(lead, key=lead.get) == min(lead) and min(lead, key=lead.get) == max(lead)
         else "."
@@ -889,7 +901,7 @@ compare(
 # - **Optimiser.** AdamW divides each weight's gradient by its usual size. Muon (arXiv:2502.16982) looks at a matrix as a whole and
 #   makes its step equally long in every direction, so that a few loud directions cannot drown the others.
 #
-# **Predict.** In which of the two pairs do the held-out losses lie further apart at the end of the short runs?
+# **Predict.** How far apart are the held-out losses of each pair at the end of the short runs, and of which pair further?
 
 # %% name="predict-decisions" jupyter={"source_hidden": true}
 decisions_guess = guess("What matters more here", ["positions", "optimiser", "neither, by less than 0.1 nats"])
@@ -920,9 +932,9 @@ compare(
         f"{chosen} instead of {usual}: {ends[usual]:.3f} becomes {ends[chosen]:.3f}, {gained[what]:.3f} nats better"
         for what, (usual, chosen) in pairs.items()
     )
-    + ". Only losses of the same question can be compared: encoder with encoder, decoder with decoder. A masked model with learned "
-    "positions sits on a plateau for as long as it has not found out where its neighbours are; a causal model has no such plateau, "
-    "since the order of what it sees is in its causal mask.",
+    + ". Each gap is in nats of its own question, masked tokens or next ones, and from one run of each: both are reasons to decide as the course did, and "
+    "no ranking of positions against optimisers. Why a plateau? A masked model with learned positions must first find out where its neighbours "
+    "are, is a likely reason, which no cell here has tested.",
     larger if gained[larger] >= 0.1 else "neither, by less than 0.1 nats",
 )
 
@@ -931,7 +943,8 @@ compare(
 #
 # Long runs are interrupted: a laptop closes, a machine is taken away. `kill -9` gives a process no chance to save anything, so
 # whatever it will need must be on the disk already, whole. The cell starts a real process, `course pretrain`, on some
-# reviews, kills it while it trains, and starts it again with `--resume`. Beside it an undisturbed run does the same work.
+# reviews, kills it while it trains, and starts it again with `--resume`. Beside it an undisturbed run does the same work. (It saves
+# every 20 steps, and at some early shares of the run, 1/32 and its doubles.)
 #
 # **Predict.** Dropout is on, the order of the rows is random, the rate is on a schedule. How close are the weights in the end?
 
@@ -984,7 +997,7 @@ compare(
 )
 
 # %% [markdown] name="forget"
-# Which piece of state does what? Take a checkpoint of the undisturbed run and go on from it here, each time forgetting one
+# Does every piece of state count? Take a checkpoint of the undisturbed run and go on from it here, each time forgetting one
 # piece. The drift is the distance of the final weights from those of the undisturbed run, as a share of how far that run
 # travelled from that checkpoint to its end.
 
@@ -1036,14 +1049,9 @@ table(
 quiet = min((p for p in pieces if p), key=lambda p: abs(own_loss[p] - own_loss[None]))
 luckier = [piece for piece in pieces if piece and own_loss[piece] < own_loss[None]]
 Markdown(
-    f"Every forgotten piece leads to other weights. Least of all a loss shows the {quiet}: "
-    f"{own_loss[quiet] - own_loss[None]:+.4f} nats, with weights {100 * drift[quiet]:.0f}% of the way elsewhere. "
-    + (
-        f"And {len(luckier)} of the {len(pieces) - 1} forgetful runs even end with a lower loss: a loss cannot tell. "
-        if luckier
-        else ""
-    )
-    + "So compare weights, and to the bit."
+    f"Every forgotten piece leads to other weights, {100 * min(drift[p] for p in pieces if p):.0f}% of the way elsewhere or more. The losses differ by "
+    f"{max(abs(own_loss[p] - own_loss[None]) for p in pieces):.4f} nats at most, and {len(luckier)} of the {len(pieces) - 1} forgetful runs end lower. These "
+    "are single runs on little text, so do not rank the pieces by them: the point is that nobody would notice. So compare weights, and to the bit."
 )
 
 # %% [markdown] name="exercises"
@@ -1088,8 +1096,8 @@ warmup_cosine = checks.warmup_cosine(my_warmup_cosine)
 # %% [markdown] name="exercise-decay" tags=["exercise"]
 # ### Exercise 2: decay groups
 #
-# Weight decay pulls parameters towards 0. Here all matrices get it, tables of embeddings among them; vectors (biases, and the gains of
-# a normalisation) do not. Return two lists of parameters: those that decay, and those that are spared. Every parameter that is
+# Weight decay pulls parameters towards 0. Here all that have two axes or more get it, tables of embeddings among them; those with fewer
+# (biases, and the gains of a normalisation) do not. Return two lists of parameters: those that decay, and those that are spared. Every parameter that is
 # trained stands in one of them, once; what is frozen (`requires_grad` is False) stands in neither. Your function must work on
 # models whose names you have never seen.
 #
@@ -1117,7 +1125,7 @@ decay_groups = checks.decay_groups(my_decay_groups)
 #
 # A step is cut into micro-batches because memory is short; its loss must not depend on how it is cut. `micro_batches` is a list
 # of pairs `(logits_NV, labels_N)` with any number of rows each. A row whose label is `-100` (`IGNORE_INDEX`) is padding and
-# counts nowhere; a micro-batch may hold nothing else, the whole step holds at least one target. Return the loss per target of
+# counts nowhere; some micro-batches are padding alone, the whole step holds at least one target. Return the loss per target of
 # the whole step, in nats: a tensor that `backward()` can be called on.
 #
 # <details><summary>Hint 1</summary>
@@ -1150,6 +1158,7 @@ step_loss = checks.step_loss(my_step_loss)
 # `rate`. The next step calls your function again, on the same model. Return the loss and the norm of the gradient before
 # clipping, both as plain numbers.
 #
+# `batches` is a list. No gradient is left over before the first call, and none may be left from one call to the next.
 # `batch_loss(model, batch)` gives the summed loss of a batch and the number of its targets; `batch.is_target_BL` says which
 # positions are targets, before any model runs.
 #
@@ -1494,8 +1503,8 @@ table(
 # <details><summary>Diagnosis</summary>
 #
 # The same batch and nearly the same weights must give nearly the same gradient; here it grows step by step. <code>backward</code>
-# adds to what is there, and <code>optimizer.zero_grad()</code> was forgotten. With clipping and AdamW such a run even learns,
-# just worse.
+# adds to what is there, and <code>optimizer.zero_grad()</code> was forgotten. Clipping would cut it back to
+# its length, and hide that.
 # </details>
 
 # %% name="clinic-zero-cure" tags=["clinic"]
@@ -1645,7 +1654,7 @@ rows = [
         "Warm up for 10,000 steps.",
         "10,000 of 1,000,000; and 100 steps for six sentences",
         f"the second run has {source_steps} steps and ends at {reached:.0%} of its peak",
-        "a warm-up is a share of a run, not a number",
+        "a warm-up is a share of a run, not a number" if reached < 0.99 else "holds here",
     ],
     [
         "Exclude biases, norms and embeddings from decay by name.",
@@ -1662,7 +1671,7 @@ rows = [
         "for SGD" if damage["SGD", 1.0] + 0.05 < SGD and damage["AdamW", 1.0] + 0.05 > ADAMW else "see the figures",
     ],
     [
-        "Loss curves show whether a run was resumed rightly.",
+        "The loss shows whether a run was resumed rightly.",
         "checkpoints hold model and optimiser",
         f"a lost {quiet} changes the held-out loss by {own_loss[quiet] - own_loss[None]:+.4f}, the weights by {drift[quiet]:.0%}",
         "not reliably" if luckier or abs(own_loss[quiet] - own_loss[None]) < 0.02 else "here they did",

@@ -343,7 +343,7 @@ display(pooling_guess)
 # %% name="fine-tune-minilm"
 hundred, learned = (labelled_sample(to_learn, count, seed=0) for count in (100, 300))
 LIVE = FineTuning(rate=4e-4, epochs=2, dropout=0.0, head_first=False, length_grouped=True)
-partly_frozen = PartlyFrozen(copy.deepcopy(minilm_base), n_frozen=4)  # of its 6 layers
+partly_frozen = PartlyFrozen(minilm_base, n_frozen=4)  # of its 6 layers
 
 
 def with_fresh_head(base=partly_frozen, **head):
