@@ -214,6 +214,16 @@ def draw_curves(
     for name, (x, y) in points.items():
         axes.plot(x, y, markers[name], color=colour[name], markeredgecolor=INK, markersize=7, zorder=5)
     axes.set(xlabel=xlabel, ylabel=ylabel, xscale="log" if log_x else "linear")
+    _place_ticks(axes, log_x=log_x)
+    for value in references.values():
+        axes.axhline(value, color=INK, linestyle="--", linewidth=1.1)
+    _name_at_right(axes, references)
+    legend_at(axes, LEFT / wide, (below - 40) / high, ncols=columns, handles=entries)
+    return figure
+
+
+def _place_ticks(axes: Axes, *, log_x: bool) -> None:
+    """Where the curves have their points, if these are few on a logarithmic axis; no half steps on one of steps."""
     places = sorted({float(x) for line in axes.get_lines() for x in line.get_xdata()})
     if log_x and len(places) <= FEW:
         axes.set_xticks(places, [short(x) for x in places])
@@ -221,12 +231,7 @@ def draw_curves(
     elif log_x and min(places) >= 1:
         axes.xaxis.set_major_formatter(lambda x, _: short(x))
     elif not log_x and all(map(float.is_integer, places)):
-        axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True))  # no half steps
-    for value in references.values():
-        axes.axhline(value, color=INK, linestyle="--", linewidth=1.1)
-    _name_at_right(axes, references)
-    legend_at(axes, LEFT / wide, (below - 40) / high, ncols=columns, handles=entries)
-    return figure
+        axes.xaxis.set_major_locator(MaxNLocator("auto", steps=[1, 2, 2.5, 5, 10], integer=True))
 
 
 def short(number: float) -> str:

@@ -34,15 +34,8 @@ def draw_dots(
 
     >>> figure = draw_dots({"BERT": {"LoRA": 0.3, "said": (0.1, 0.2)}}, log_x=True, xlabel="share, %")
     """
-    values = [np.atleast_1d(value) for series in rows.values() for value in series.values()]
-    if not values:
-        raise ValueError("rows hold no value: give at least one")
     references = dict(references or {})
-    numbers = np.concatenate([*values, list(references.values())])
-    if not np.isfinite(numbers).all():
-        raise ValueError("rows or references hold nan or inf: leave out what was not measured")
-    if log_x and (least := float(numbers.min())) <= 0:
-        raise ValueError(f"rows hold {least}: a logarithmic axis shows numbers above 0")
+    _check_shown(rows, references, log_x=log_x)
     names = list(dict.fromkeys(name for series in rows.values() for name in series))
     looks = [(MARKERS[n % len(MARKERS)], CYCLE[0 if one_colour else n % len(CYCLE)]) for n in range(len(names))]
     heights = [max(1, len(series)) * ROW + GAP for series in rows.values()]
@@ -74,12 +67,30 @@ def draw_dots(
     axes.set_yticks(*zip(*ticks, strict=True))
     axes.grid(axis="y", visible=False)
     if len(names) > 1:
-        figure.legend(
-            handles=[Line2D([], [], color=colour, marker=marker, linestyle="none", markeredgecolor=INK, markersize=7,
-                            label=name) for name, (marker, colour) in zip(names, looks, strict=True)],
-            loc="lower center", ncols=columns, frameon=False, borderaxespad=0.2, columnspacing=1.4, handlelength=1.2,
-        )  # fmt: skip
+        _add_legend(figure, dict(zip(names, looks, strict=True)), columns)
     return figure
+
+
+def _check_shown(rows: Mapping[str, Mapping[str, Value]], references: Mapping[str, float], *, log_x: bool) -> None:
+    values = [np.atleast_1d(value) for series in rows.values() for value in series.values()]
+    if not values:
+        raise ValueError("rows hold no value: give at least one")
+    numbers = np.concatenate([*values, list(references.values())])
+    if not np.isfinite(numbers).all():
+        raise ValueError("rows or references hold nan or inf: leave out what was not measured")
+    if log_x and (least := float(numbers.min())) <= 0:
+        raise ValueError(f"rows hold {least}: a logarithmic axis shows numbers above 0")
+
+
+def _add_legend(figure: Figure, looks: Mapping[str, tuple[str, str]], columns: int) -> None:
+    handles = [
+        Line2D([], [], color=colour, marker=marker, linestyle="none", markeredgecolor=INK, markersize=7, label=name)
+        for name, (marker, colour) in looks.items()
+    ]
+    figure.legend(
+        handles=handles, loc="lower center", ncols=columns, frameon=False, borderaxespad=0.2, columnspacing=1.4,
+        handlelength=1.2,
+    )  # fmt: skip
 
 
 def _mark(axes, value: Value, y: float, look: tuple[str, str]) -> None:  # noqa: ANN001 matplotlib's Axes

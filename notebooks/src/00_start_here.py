@@ -32,8 +32,8 @@ progress("00")
 #
 # - **Run** a cell with Shift+Enter, from top to bottom, or all of them with *Run → Run All Cells*. What you see before you run anything is
 #   from the machine that built the course; run it, and the numbers are yours.
-# - **Predict.** Commit to a guess before you run on. A wrong guess that you made teaches more than a right answer that you read. What it
-#   comes to stays folded until you have guessed; click on the line to unfold it.
+# - **Predict.** Commit to a guess before you run on. A wrong guess that you made teaches more than a right answer that you read. The
+#   answer is folded; click on its line to unfold it. Figures are not, so guess before you scroll.
 # - **Move.** A figure with controls, and a question to answer with it. With the keyboard: Tab goes from control to control, the arrow keys
 #   move a slider, Home and End take it to its ends.
 # - **Code that only draws is folded**: click on the three dots to read it. Anything that you should read is open.
@@ -42,7 +42,7 @@ progress("00")
 # - **Bug clinics** show plausible code with a classic mistake. Find it with the experiment, then unfold the diagnosis.
 # - **Your copy.** `make lab` opens copies of the chapters in the folder `work/`: change what you like, it breaks nothing. `course lab --reset 00`
 #   starts this one over and keeps yours beside it. The solved exercises lie in `work/solutions/`.
-# - **Records.** No number in the prose is typed by hand: a cell computed it, here, or it comes from a *recorded* run that took hours. Then
+# - **Records.** No result in the prose is typed by hand: a cell computed it, here, or it comes from a *recorded* run that took hours. Then
 #   the text says so, and names the command that makes it again.
 # - **Intervals.** "68 (65 to 71)" is an estimate and its 95% interval: in 95 of 100 such measurements the true value lies inside. Where two
 #   intervals overlap widely, the difference may be luck; and an interval *of a difference* that holds zero does not say who is ahead.
@@ -181,13 +181,14 @@ compare(
 
 # %% name="price-of-labels"
 WORDS_A_MINUTE = 238
+in_words = lambda minutes: f"{minutes:.0f} minutes" if minutes < 90 else f"{minutes / 60:,.0f} hours"
 minutes = {}
 for source in ("rotten_tomatoes", "imdb"):
     texts = [r.text for r in reviews_of("train", source)[:1000]]
     minutes[source] = np.mean([len(text.split()) for text in texts]) / WORDS_A_MINUTE
 table(
     ["labels", "sentences", "whole reviews"],
-    [[f"{n:,}", *(f"{n * each / 60:,.1f} hours" for each in minutes.values())] for n in (100, 500, 3000)],
+    [[f"{n:,}", *(in_words(n * each) for each in minutes.values())] for n in (100, 500, 3000)],
 )
 
 # %% [markdown] name="bet"
@@ -304,8 +305,8 @@ compare(
         else ""
     )
     + (
-        f"The smaller of them ({sizes['our encoder']:.1f} million numbers against {sizes['MiniLM']:.1f}) has read *film reviews*: by that it keeps up "
-        "with one several times as large, if no more."
+        f"The smaller of them ({sizes['our encoder']:.1f} million numbers against {sizes['MiniLM']:.1f}) has read *film reviews*: that may be "
+        "why it is not behind one several times its size."
         if means["our encoder"] > means["MiniLM"]
         else "The larger of them has read far more: that makes up for not having read film reviews in particular."
     ),
@@ -341,7 +342,7 @@ Markdown(
 )
 
 # %% [markdown] name="which-ones"
-# **Which ones?** A share hides the sentences. Here are some on which the two disagree, after the first sample of 100. Can you see why?
+# **Which ones?** A share hides the sentences. Here are some on which our encoder and the bag of words disagree, after the first sample of 100. Can you see why?
 
 # %% name="show-disagreement" jupyter={"source_hidden": true}
 TWO = ("our encoder", "bag of words")
@@ -350,11 +351,11 @@ for knows, misses in itertools.permutations(TWO):
     apart_N = taught[knows].right[100, 0] & ~taught[misses].right[100, 0]
     short = [probe.test_reviews[n] for n in np.flatnonzero(apart_N) if len(probe.test_reviews[n].text) < 100]
     rows += [[review.text, review.label, knows, misses, int(apart_N.sum())] for review in short[:2]]
-table(["sentence", "label", "right", "wrong", "such sentences"], rows)
+table(["sentence", "label", "right", "wrong", f"such sentences, of {len(wanted)}"], rows)
 
 # %% [markdown] name="recorded"
-# **And fine-tuned?** So far nothing inside the models has changed. The record has the same four with all their weights trained on (the bag of
-# words as it is), judged on more sentences. It took hours, so it is shown and not run.
+# **And fine-tuned?** So far nothing inside the models has changed. The record has the same four with all their weights trained further (the bag
+# of words as it is), judged on more sentences. It took hours, so it is shown and not run.
 
 # %% name="compare-with-record" jupyter={"source_hidden": true}
 rows = Record(RECORDS_FOLDER / "efficiency.jsonl").rows()
@@ -396,7 +397,8 @@ minilm_tuned = tuned_lead("MiniLM", "our encoder", 500)
 Markdown(
     "Accuracy in %; `course record efficiency` makes the recorded part again. "
     f"Fine-tuning on 500 labels gives MiniLM {by_tuning['MiniLM']:+.1f} points over its frozen features, our encoder {by_tuning['our encoder']:+.1f} "
-    f"(other test sentences, so read whole points). With 500 labels, fine-tuned, MiniLM is ahead of our encoder by {minilm_tuned:+.1f}; frozen, "
+    f"(on other test sentences: the bag of words, which is as it was, differs by {tuned('bag of words', 500) - mean_of('bag of words', 500):+.1f} between the "
+    f"two, so such a gain would mean nothing). With 500 labels, fine-tuned, MiniLM is ahead of our encoder by {minilm_tuned:+.1f}; frozen, "
     f"live, by {lead('MiniLM', 'our encoder', 500):+.1f}. "
     + (
         "What reads well frozen need not be what learns best: choose by the experiment that you will use. "
@@ -409,13 +411,15 @@ Markdown(
 
 # %% name="saved" jupyter={"source_hidden": true}
 few = 100
+spread_of = lambda name, labels: mean_interval(list(tuned_by_sample(name, labels).values()))
 enough = next((n for n in (200, 500, 1000, 3000) if tuned("bag of words", n) >= tuned("our encoder", few)), None)
 Markdown(
-    f"In labels: fine-tuned, our encoder reaches {tuned('our encoder', few):.1f}% with {few}. The bag of words needs "
+    f"In labels: fine-tuned, our encoder reaches {spread_of('our encoder', few):.1f}% with {few}. The bag of words "
     + (
-        f"{enough:,} for that (of the sizes that were tried), {(enough - few) * minutes['rotten_tomatoes']:.0f} minutes of reading more."
+        f"on average first gets as far with {enough:,}, of the sizes that were tried ({spread_of('bag of words', enough):.1f}, from "
+        f"{len(tuned_by_sample('bag of words', enough))} samples): {(enough - few) * minutes['rotten_tomatoes']:.0f} minutes of reading more."
         if enough
-        else "more than the 3,000 that were tried."
+        else "needs more than the 3,000 that were tried."
     )
     + " **That is what pre-training buys**: it is paid once, and every task after it needs fewer labels."
 )
@@ -446,12 +450,14 @@ def over_samples(text, name):
     return f"{min(shares):.0%} to {max(shares):.0%}"
 
 
+n_fooled = sum(taught["our encoder"].positive(DENIED, 100, sample) >= 0.5 for sample in range(probe.seeds))
 Markdown(
     f"“{OWN}” over the five samples of 100 labels: {'; '.join(f'{name} {over_samples(OWN, name)}' for name in taught)}. Where a range has 50% inside, "
     "the verdict turns over with the sample alone; who is right with one sample may be so by luck. "
-    f"“{PLAIN}”: our encoder {over_samples(PLAIN, 'our encoder')}; “{DENIED}”: {over_samples(DENIED, 'our encoder')}."
-    "<details><summary>Why is such a sentence hard?</summary>“Dull” is a word of complaints. A sum over words does not know that “not a single” stands "
-    "before it, and most words of this sentence it has never seen: it knows only those of its 100. The encoders see every word beside the others, but "
+    f"“{PLAIN}”: our encoder {over_samples(PLAIN, 'our encoder')}; “{DENIED}”: {over_samples(DENIED, 'our encoder')}, so that after {n_fooled} of the "
+    f"{probe.seeds} samples it takes the denial for praise. "
+    "<details><summary>Why is such a sentence hard?</summary>“Dull” is a word of complaints. A sum over words and pairs of words does not see that “not a "
+    "single” stands before it, and knows only the words of its 100 sentences. The encoders see every word beside the others, but "
     "nobody has told them yet that this task hangs on it, and 100 labels hold few such sentences.</details>"
 )
 
@@ -550,8 +556,8 @@ Markdown(
 # %% [markdown] name="clinic-winner-diagnosis"
 # <details><summary>Diagnosis</summary>
 #
-# Twenty sentences can hardly tell two models apart, yet somebody is nearly always named: which one is decided by the draw. Compare on the sentences on which
-# the two <em>disagree</em>, form an interval, and name nobody where it holds zero. The answer is then often “we do not know”; the cure for that is
+# Twenty sentences can hardly tell two models apart, yet somebody is named in most draws: which one is decided by the draw. Compare on the sentences on which
+# the two <em>disagree</em>, form an interval, and name nobody where it holds zero. The answer is then mostly “we do not know”; the cure for that is
 # more tests, not a bolder sentence.
 # </details>
 
@@ -627,6 +633,9 @@ Markdown(f"<details><summary>Patients and cures</summary>\n\n{lines}\n\n</detail
 # %% name="claims-table" jupyter={"source_hidden": true}
 gains = {n: lead("our encoder", "random weights", n) for n in probe.labels}
 most, least = max(gains, key=lambda n: gains[n].value), min(gains, key=lambda n: gains[n].value)
+ours, theirs = taught["our encoder"], taught["random weights"]
+gain_by_sample = {n: 100 * (np.array(ours.accuracies(n)) - np.array(theirs.accuracies(n))) for n in (most, least)}
+gains_apart = mean_interval(list(gain_by_sample[most] - gain_by_sample[least]))
 no_reading = lead("random weights", "bag of words", 500)
 size = lead("MiniLM", "our encoder")
 claims = [
@@ -639,12 +648,14 @@ claims = [
     [
         "It pays most where labels are few.",
         "not measured",
-        f"{gains[least]:+.1f} points with {least}, {gains[most]:+.1f} with {most}",
-        "holds here"
-        if most <= 50 and gains[most].low > gains[least].high
+        f"{gains[least]:+.1f} points with {least}, {gains[most]:+.1f} with {most}; the difference {gains_apart:.1f}",
+        "not settled here: the difference may be zero"
+        if gains_apart.low <= 0
+        else "holds here"
+        if most <= 50
         else "does not hold for frozen features"
-        if least <= 50 and gains[least].high < gains[most].low
-        else "not settled here: the intervals overlap",
+        if least <= 50
+        else "not settled here",
     ],
     [
         "A transformer beats counting words.",
@@ -655,10 +666,11 @@ claims = [
     [
         "The larger pre-trained model is the better one.",
         "not compared",
-        f"MiniLM less our encoder, frozen: {size:+.1f} points; fine-tuned on 500 (recorded): {minilm_tuned:+.1f}",
-        "holds here"
+        f"MiniLM less our encoder, points: frozen, 100 labels {size:+.1f}, 500 {lead('MiniLM', 'our encoder', 500):+.1f}; fine-tuned on 500 (recorded) "
+        f"{minilm_tuned:+.1f}",
+        "of this pair"
         if size.low > 0 and minilm_tuned.low > 0
-        else "fine-tuned, yes; frozen, not settled here"
+        else "of this pair, fine-tuned; frozen, not settled here"
         if minilm_tuned.low > 0
         else "not settled here",
     ],
@@ -669,15 +681,15 @@ table(["usually said", "the source", "measured here", "verdict"], claims)
 # ## Where the chapters lead
 #
 # What you have just seen raises the questions of the other chapters. They build on each other, and each begins by saying what it
-# takes for granted. The reading time is that of the prose alone, at the pace above; guessing, moving and exercises come on top: plan one to two hours
-# for each.
+# takes for granted. The reading time counts all words, those that cells write and the folded ones too, at the pace above; guessing, moving and exercises
+# come on top: plan one to two hours for each of them.
 
 # %% name="draw-map" jupyter={"source_hidden": true}
 QUESTIONS = {
     "00": "Does pre-training pay, and how would you know?",
     "01": "What is a model asked while it reads, and what may it look at meanwhile?",
     "02": "What happens between a batch of text and a better model, and what goes wrong silently?",
-    "03": "Must all of a model be trained on, or is one part in a hundred enough?",
+    "03": "Must all of a model be trained further, or is one part in a hundred enough?",
     "04": "Could you defend your result? And how does a model learn to do what it is told?",
     "05": "How do you train what does not fit, or does not get done?",
     "06": "Your own text, from the first token to a model that others can open: does it hold together?",
@@ -727,9 +739,9 @@ table(
 # %% name="read-batch" jupyter={"source_hidden": true}
 hidden = int((batch.input_ids_BT == tokenizer.vocabulary.mask).sum())
 Markdown(
-    f"{len(documents)} documents, {sum(map(len, ids))} tokens, and a [BOS] and an [EOS] around each document; rows have to be full, so "
+    f"{len(documents)} documents, {sum(map(len, ids))} tokens, and marks of its beginning and end, [BOS] and [EOS], around each document; rows have to be full, so "
     f"{sum(map(len, ids)) + 2 * len(documents) - packed.ids_NT.numel()} at the end are left out here. {int(batch.is_target_BL.sum())} tokens are asked for: "
-    f"{hidden} of them are hidden behind [MASK], the others show another token, or their own (chapter 1 says why). That is a batch of the first task of chapter 1. `course pretrain encoder --text mine.txt --out my-model` does the rest, and the last "
+    f"{hidden} of them are hidden behind [MASK], the others show another token, or their own (chapter 1 says why). That is a batch of chapter 1's *masked* task. `course pretrain encoder --text mine.txt --out my-model` does the rest, and the last "
     "chapter walks you through it."
 )
 

@@ -38,9 +38,11 @@ progress("01")
 #   `[EOS]` begin and end a document, `[CLS]` and `[SEP]` do the same for BERT, `[MASK]` hides a token, `[PAD]` fills a row
 #   up, and *sentinels* such as `<extra_id_0>` stand for a removed stretch. All other tokens are *ordinary*.
 # - **Attention**: the step in which each position takes information from others; a **mask** of yes and no says from whom.
-#   A **block** is one such step with a small network behind it, a **head** (of attention) one of several parallel looks.
+#   A **block**, or layer, is one such step with a small network behind it, a **head** (of attention) one of several parallel looks.
 # - **Hidden state**: the vector that a model has computed for a position. **Logits**: its scores for every token there.
 # - **Encoder**: sees the whole text at once. **Decoder**: writes from left to right, and sees what is already written.
+# - **Two streams**: a permuted model computes two vectors for each position. That of the *content* stream knows the token there, that of the
+#   *query* stream only the place; it is the one that predicts.
 # - **Rotary positions**: a way to tell a model how far apart two tokens are, by turning their vectors.
 # - **Target**: a token that the model is asked for; its **label** is the right answer. **Loss**: minus the natural logarithm
 #   of the probability that a model gave to the right token, averaged over the targets: so many *nats per target*. Betting
@@ -124,8 +126,8 @@ most_targets = guess("Which objective asks for the most tokens?", ["causal", "ma
 display(most_targets)
 
 # %% [markdown] name="your-sentence"
-# The picture is drawn from what the library's functions returned for the sentence below. Put your own in its place and
-# run the cell again.
+# The picture is drawn from what the library's functions returned for the sentence below, with more of it hidden than the papers hide,
+# so that there is something to see. Put your own in its place and run the cell again.
 
 # %% name="five-tasks-of-one-sentence"
 my_sentence = "The film starts slowly, but the last half hour is worth every minute of it."
@@ -138,8 +140,8 @@ plots.show(
 # %% [markdown] name="five-tasks-reading"
 # Read the matrices by row: each row is a position that looks, each dark cell a position that it may look at. Causal is a
 # triangle. Masked is full: the secret is kept by hiding tokens, not by forbidding looks. Permuted hides nothing and
-# forbids looks instead, in an order that changes with every batch; a predicted token stands in the row that is read, and the
-# prediction itself (the second matrix) is kept from looking at it, where you see a cross. The last two have an encoder that
+# forbids looks instead, in an order that changes with every batch; a predicted token stands in the row that is read (the
+# first matrix: the *content* stream), and the prediction itself (the second: the *query* stream) is kept from looking at it, where you see a cross. The last two have an encoder that
 # sees all of a damaged text, and a decoder that writes from left to right.
 
 # %% name="count-targets" jupyter={"source_hidden": true}
@@ -157,7 +159,7 @@ display(
         f"Per hundred tokens of text: {', '.join(f'{name} {shares[name]:.1f}' for name in ranked)}. "
         + (f"{' and '.join(close)} are level at the top. " if len(close) > 1 else "")
         + f"From the same text, {ranked[0]} gets {shares[ranked[0]] / shares[ranked[-1]]:.1f} times as many questions as "
-        f"{ranked[-1]}. But a question that is asked more often need not teach more: section 4 measures that.",
+        f"{ranked[-1]}. Whether a question that is asked more often teaches more is another matter: keep these numbers for section 4.",
         close,
     )
 )
@@ -244,8 +246,8 @@ Markdown(
     "<details><summary>Moved it? Compare</summary>\n\nMean length of the target, in tokens, by mean span: "
     + ", ".join(f"{span}: {length:.1f}" for span, length in lengths.items())
     + f". About {removed:.1f} tokens are removed in each case; what varies is the number of sentinels, one for each "
-    "stretch. Longer stretches make shorter targets and cheaper steps. In *permuted* the text never changes with the seed, "
-    "only who may look at whom.\n\n</details>"
+    "stretch and one at the end. Longer stretches make shorter targets. In *permuted* the text never changes with the seed; which tokens "
+    "are asked for does, and who may look at whom.\n\n</details>"
 )
 
 # %% [markdown] name="eighty-ten-ten"
@@ -254,7 +256,7 @@ Markdown(
 # The paper says: of the chosen tokens, eighty in a hundred are hidden, ten are swapped for a random token, ten stay. A
 # sentence like that is a claim about code, and code can be measured.
 #
-# The paper does not say from which tokens the random one is drawn. **Predict.** Take a hundred thousand real tokens. If you
+# The paper does not say from which tokens the random one is drawn. **Predict.** If you
 # had written the library: how often *should* the random token be a special one, `[MASK]`, `[PAD]` or a sentinel?
 
 # %% name="predict-special" jupyter={"source_hidden": true}
@@ -308,9 +310,9 @@ display(
 # %% [markdown] name="laboratory"
 # ## 4 The objective laboratory
 #
-# Now train them. Same reviews, same rows, same width, same number of blocks, same optimiser, same number of tokens read.
+# Now train them. Same reviews, same rows, same width, same number of blocks in a stack, same optimiser, same number of tokens read.
 # Three things differ besides the objective: the causal model is laid out as GPT-2 and the others as BERT with rotary
-# positions; span corruption and infilling need an encoder *and* a decoder, so twice the blocks; and span corruption has a
+# positions; span corruption and infilling need an encoder *and* a decoder, so two stacks; and span corruption has a
 # learning rate of its own, for a reason that the end of this section shows.
 #
 # A run long enough to learn something takes longer than a chapter can wait, so that part is a *record*: the raw rows
@@ -447,14 +449,14 @@ rows = [
 cheapest = min(names, key=lambda name: seconds[name] / targets[name])
 display(table(["objective", "parameters", "a step", "targets in it", "a target"], rows))
 Markdown(
-    f"Every step reads {tokens_a_step:,} tokens. The quickest per step is {min(seconds, key=seconds.get)}, the cheapest per "
-    f"target is {cheapest}."
+    f"Every step reads {tokens_a_step:,} tokens. By so few timed steps, the quickest per step is {min(seconds, key=seconds.get)}, the cheapest per "
+    f"target is {cheapest}. A step with more targets scores all {vocabulary.size:,} tokens at more places, and takes longer."
 )
 
 # %% [markdown] name="probe"
 # ### A task that none was trained for
 #
-# Freeze each model, average its last hidden state over the first tokens of a review, and fit a logistic regression that
+# Freeze each model, average its last hidden state (the encoder's, where there are two stacks) over the first tokens of a review, and fit a logistic regression that
 # reads sentiment from it. Nothing of the model is trained, so whatever this *probe* finds was there already. The record
 # holds it for several numbers of labelled reviews, over several samples of them. The models were trained once, so the
 # intervals speak of the samples, not of other seeds of the training.
@@ -521,24 +523,26 @@ loses = {labels: [name for name in names if over_words[name, labels].high < 0] f
 display(
     compare(
         probe_guess,
-        f"The best features are {best}'s, {after[best]:.1f}% right from {FEW} labels"
+        f"The best features are those of the {best} model: right in {after[best].value:.1f}% ({after[best].low:.1f} to {after[best].high:.1f}) from {FEW} labels"
         + (
             f"; it is not clearly ahead of {', '.join(level)}. "
             if level
-            else ", ahead of all others beyond the spread. "
+            else ", ahead of all others beyond the 95% intervals. "
         )
-        + (f"Reading text without labels has helped {', '.join(gained)} beyond the spread. " if gained else "")
+        + (f"Reading text without labels has helped {', '.join(gained)}, by intervals above zero. " if gained else "")
         + " ".join(
             f"From {labels} labels, {', '.join(beats[labels]) or 'nobody'} beat{'s' * (len(beats[labels]) < 2)} a bag of words"
             f" and {', '.join(loses[labels]) or 'nobody'} clearly lose{'s' * (len(loses[labels]) < 2)} to it."
             for labels in LABELS
         )
         + (
-            f" With more labels {best}'s lead over counting words shrinks: pre-training pays where labels are few."
+            f" Over counting words it is {', '.join(f'{over_words[best, n].value:+.1f}' for n in LABELS)} points ahead with more and more labels: so small a "
+            "pre-training pays, if at all, where labels are few."
             if over_words[best, LABELS[0]].value > over_words[best, LABELS[-1]].value
             else " More labels do not narrow its lead over counting words here."
         )
-        + " Now compare this order with that of the losses.",
+        + " Compare this order with that of the losses, and with that of the targets in section 1. (The objectives differ in more than these, so an order "
+        "that agrees proves no cause.)",
         best,
     )
 )
@@ -581,14 +585,14 @@ display(
     compare(
         collapse_guess,
         "; ".join(
-            f"{name}: held-out loss from {losses_of[name][0][1]:.2f} to {losses_of[name][-1][1]:.2f}, probe "
+            f"{name[0].upper() + name[1:]}: held-out loss from {losses_of[name][0][1]:.2f} to {losses_of[name][-1][1]:.2f}, probe "
             f"{moved[name]:+.1f} points against untrained"
             for name in (own, common)
         )
         + ". "
         + (
             "A decoder can lower its loss a good way from the tokens that it has written itself. That may be what happened: at "
-            "the high rate the encoder is lost before it is needed. Whatever the cause, the loss did not tell."
+            "the high rate the encoder's features are ruined before the decoder needs them (one run each; the intervals are over samples). Whatever the cause, the loss did not tell."
             if ends_worse
             else "Here the features survived; the loss alone could not have told you that either."
         ),
@@ -604,7 +608,7 @@ methods = {
 }
 here = {name: method() for name, method in tqdm(methods.items(), desc="methods")}
 rows = [[name, f"{mean_interval([100 * value for value in found.values()]):.1f}"] for name, found in here.items()]
-display(table(["on this machine, from 100 labels", "% right"], rows))
+display(table(["on this machine, from 100 labels, fewer samples and tests", "% right, with a 95% interval"], rows))
 
 # %% [markdown] name="leaks"
 # ## 5 Let it cheat
@@ -697,8 +701,13 @@ display(
         )
         + ". "
         + (
-            "They start alike: a model has to *find* the leak before it can use it. A loss that is too good to be true is a "
-            "symptom, and a late one."
+            "They start alike: a model has to *find* the leak before it can use it. "
+            + (
+                f"And by itself neither leaking loss looks suspicious: the honest models of section 4 went down to {final['causal'][1]:.2f} and "
+                f"{final['permuted'][1]:.2f}. The honest twin beside it gives the leak away, and late."
+                if all(at_end[leaking] > final[name][1] for name, (_, leaking) in pairs.items())
+                else "A loss that is too good to be true is a symptom, and a late one."
+            )
             if set(outcomes) == {"later"}
             else "It need not come out the same way for every model: the loss is no reliable alarm."
         ),
@@ -740,7 +749,7 @@ Markdown(
     f"A row “a → b” is the prediction of b at a. Predictions that depend on their own answer: {own['honest']} of {len(row_names)} "
     f"in the honest model, {own['slipped by one']} of {len(row_names)} in the slipped one. And the slip reaches "
     f"{further['slipped by one']} tokens ahead, though the mask slipped by one: the model has {small.n_layers} layers, and each "
-    "slips once more. **A mask limits a step; influence follows paths.** (`tests/test_model.py` does this to every objective "
+    "slips once more. **A mask limits one layer; influence follows paths.** (`tests/test_model.py` does this to every objective "
     "and every model of the library.)"
 )
 
@@ -850,7 +859,7 @@ ends = {name: statistics.mean(losses[-10:]) for name, losses in learned.items()}
 Markdown(
     f"One stream ends at {ends['one stream']:.2f}, and its floor is {floor:.2f}: "
     + ("it has learned all that it can" if abs(ends["one stream"] - floor) < 0.1 * floor else "it is not there yet")
-    + f". Two streams end at {ends['two streams']:.2f}. The weights are of the same number and shape but for one vector; "
+    + f". Two streams end at {ends['two streams']:.2f}. The two models are built alike; "
     "what differs is that the second stream may know *where* without knowing *what*."
 )
 
@@ -920,15 +929,21 @@ with torch.no_grad():
     first_N = fillers["at its end"].target_logits(gaps).argmax(-1)
 hidden_N = gaps.labels_BL[gaps.is_target_BL]
 is_frequent_N = torch.isin(hidden_N, frequency_V.topk(FREQUENT).indices)
-right_if = {kind: (first_N == hidden_N)[is_frequent_N == kind].float().mean().item() for kind in (True, False)}
+is_gap_N = (gaps.input_ids_BT == vocabulary.mask)[
+    gaps.is_target_BL
+]  # some targets are kept or swapped, and stand in the row
+right_if = {
+    kind: proportion_interval(int((first_N == hidden_N)[of].sum()), int(of.sum()))
+    for kind, of in ((kind, is_gap_N & (is_frequent_N == kind)) for kind in (True, False))
+}
 Markdown(
-    f"<details><summary>Moved it? Compare</summary>\n\nOver {len(hidden_N):,} targets in held-out reviews the first guess is right "
-    f"in {100 * right_if[True]:.0f}% where the answer is one of the {FREQUENT} most frequent tokens (small words and punctuation, "
-    f"most of them), and in {100 * right_if[False]:.0f}% where it is another. "
+    f"<details><summary>Moved it? Compare</summary>\n\nOver {int(is_gap_N.sum()):,} hidden tokens in held-out reviews the first guess is right "
+    f"in {right_if[True]:.0%} where the answer is one of the {FREQUENT} most frequent tokens (small words and punctuation, "
+    f"most of them), and in {right_if[False]:.0%} where it is another. "
     + (
-        "Grammar decides most gaps of the first kind; the second needs to know what is being talked about."
-        if right_if[True] > right_if[False]
-        else "Here the small words are no easier than the others."
+        "The frequent ones are easier: many of them the grammar of a sentence nearly settles. The others hang on what is being talked about."
+        if right_if[True].low > right_if[False].high
+        else "The two are not clearly apart."
     )
     + "\n\n</details>"
 )
@@ -944,7 +959,7 @@ Markdown(
 #
 # A causal model reads `input_ids_BT` (int64, one row per text) and must predict, at each position, the *next* token. Write the
 # labels: the next token where there is one, and `-100` (`IGNORE_INDEX`) where nothing is asked, which is at the last position
-# and wherever the token or its successor is padding.
+# and wherever the token or its successor is padding. (The end of a document is no padding: what follows it is asked for too.)
 #
 # <details><summary>Hint 1</summary>
 
@@ -971,8 +986,8 @@ shift_labels = checks.shift_labels(my_shift_labels)
 # %% [markdown] name="exercise-mask" tags=["exercise"]
 # ### Exercise 2: mask
 #
-# Write BERT's masking. Choose each ordinary token with probability `mask_prob`; of the chosen, hide eight tenths
-# (`vocabulary.mask`), swap one tenth for a random ordinary token, leave one tenth. Return what the model reads, and the labels
+# Write BERT's masking. Choose each ordinary token with probability `mask_prob`; a chosen one is hidden
+# (`vocabulary.mask`) with probability 0.8, swapped for a random ordinary token with 0.1, and left as it is otherwise. Return what the model reads, and the labels
 # (the original where a token was chosen, `-100` elsewhere). Special tokens are never chosen and never drawn; the caller's
 # tensor stays as it is; all randomness comes from `generator`.
 #
@@ -1036,7 +1051,8 @@ permutation_mask = checks.permutation_mask(my_permutation_mask)
 #
 # Plain lists this time. `is_noise` marks the tokens to remove. Return the input, where each stretch of removed tokens is
 # replaced by one sentinel (the first stretch by `sentinels[0]`, and so on), and the target: each sentinel followed by the
-# tokens it stands for, and at the end the next sentinel that no stretch has used. Then write the way back.
+# tokens it stands for, and at the end the next sentinel that no stretch has used (where nothing is removed, that is
+# the whole target). Then write the way back: from input and target to the text.
 #
 # <details><summary>Hint 1</summary>
 
@@ -1083,7 +1099,7 @@ corrupt_spans, restore_spans = checks.corrupt_spans(my_corrupt_spans, my_restore
 #
 # Four **patients**: pieces of code that look right and run, each with a classic mistake. Do not look for it by reading. Run
 # the experiment below the code, decide from its numbers what must be wrong, then unfold the diagnosis. The cure, and the same
-# experiment on it, come after.
+# experiment on it, come after (with the first patient's cure nothing is left to line up).
 
 # %% [markdown] name="clinic-denoise-story"
 # ### Patient 1: denoising
@@ -1131,7 +1147,7 @@ table(
 #
 # Where a token is shown, it should be its own label everywhere. Each stretch that shrinks to one mask moves everything behind
 # it to the left, and the labels do not move along: behind the first stretch, a position is asked for a token that belongs
-# elsewhere. Frequent tokens are frequent everywhere, so the loss falls all the same. Either keep the length (one mask per
+# elsewhere. Frequent tokens are frequent everywhere, so the loss can fall all the same. Either keep the length (one mask per
 # token, as BERT), or let a decoder write the text (as BART): then nothing has to line up, and the lengths differ.
 # </details>
 
@@ -1171,7 +1187,7 @@ Markdown(f"{len(put_in):,} tokens were put in. Sorted by id, every fortieth from
 # <details><summary>Diagnosis</summary>
 #
 # <code>randint(vocabulary.size)</code> draws from all ids, the special ones included: ends where nothing ends, sentinels,
-# padding in mid-sentence. It is too rare to show in a loss curve. A padding mask computed from the ids then hides a real
+# padding in mid-sentence. That is hardly often enough to show in a loss curve. A padding mask computed from the ids then hides a real
 # position, and a model that may be asked to *say* these tokens learns that they stand anywhere. Draw from the ordinary ids.
 # </details>
 
@@ -1239,7 +1255,7 @@ Markdown("No query looks at its own token, with any number of layers. By which w
 #
 # By a detour: in one layer `[CLS]` reads the target, in the next the target's query reads `[CLS]`. One layer is too short for
 # it, which is why a leak test with one layer passes. A special token is no target, so everybody may see it; it must not see a
-# target itself. Overwriting the inputs with mask tokens would hide such a leak from the loss, and give away the point of the
+# target itself. Overwriting the inputs with mask tokens would hide such a leak from the loss, and defeat the point of the
 # objective, which is to read the text unharmed.
 # </details>
 
@@ -1293,7 +1309,7 @@ table(
 # <details><summary>Diagnosis</summary>
 #
 # The function writes into the tensor that it was given, and that tensor *is* the dataset. What an epoch hides stays hidden;
-# each epoch there is less to read and less to ask. The questions get harder, the loss rises, and one blames the learning
+# each epoch there is less to read and less to ask. The questions get harder, the loss may rise, and one blames the learning
 # rate. Use functions that return a new tensor (<code>masked_fill</code>, not <code>masked_fill_</code>), and test that the
 # caller's tensor is untouched.
 # </details>
@@ -1321,7 +1337,6 @@ Markdown(
 permuted_batch = objectives.permuted(rows_BT, vocabulary, generator=seeded(1))
 n_masks = int((permuted_batch.input_ids_BT == vocabulary.mask).sum())
 in_step = kept_in_step(patient_denoise)
-ahead, behind = best in beats[FEW], best in loses[FEW]
 rows = [
     [
         "Masked models hide the share of tokens that mask_prob says.",
@@ -1351,20 +1366,14 @@ rows = [
         "Permutation models need no mask token.",
         "not said",
         f"{n_masks} of {permuted_batch.input_ids_BT.numel():,} tokens read are [MASK]",
-        "holds" if n_masks == 0 else "does not hold here",
+        "none is used" if n_masks == 0 else "does not hold here",
     ],
     [
         "Pre-training on unlabelled text helps a task.",
         "claimed",
         f"from {FEW} labels: the best probe gained {gain[best]:+.1f} points, and is {over_words[best, FEW]:+.1f} points ahead of a bag of words",
-        ("helps" if gain[best].low > 0 else "not settled here")
-        + (
-            ", ahead of a bag of words"
-            if ahead
-            else ", behind a bag of words"
-            if behind
-            else ", level with a bag of words"
-        ),
+        ("helps over an untrained model" if gain[best].low > 0 else "not settled here")
+        + f"; clearly ahead of a bag of words {', '.join(f'with {n:,} labels {len(beats[n])} of {len(names)}' for n in LABELS)}",
     ],
 ]
 table(["usually said", "the source", "measured here", "verdict"], rows)
