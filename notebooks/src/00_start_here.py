@@ -411,12 +411,12 @@ Markdown(
 
 # %% name="saved" jupyter={"source_hidden": true}
 few = 100
-spread_of = lambda name, labels: mean_interval(list(tuned_by_sample(name, labels).values()))
+spread_of = lambda name, labels: mean_interval([value / 100 for value in tuned_by_sample(name, labels).values()])
 enough = next((n for n in (200, 500, 1000, 3000) if tuned("bag of words", n) >= tuned("our encoder", few)), None)
 Markdown(
-    f"In labels: fine-tuned, our encoder reaches {spread_of('our encoder', few):.1f}% with {few}. The bag of words "
+    f"In labels: fine-tuned, our encoder reaches {spread_of('our encoder', few):.1%} with {few}. The bag of words "
     + (
-        f"on average first gets as far with {enough:,}, of the sizes that were tried ({spread_of('bag of words', enough):.1f}, from "
+        f"on average first gets as far with {enough:,}, of the sizes that were tried ({spread_of('bag of words', enough):.1%}, from "
         f"{len(tuned_by_sample('bag of words', enough))} samples): {(enough - few) * minutes['rotten_tomatoes']:.0f} minutes of reading more."
         if enough
         else "needs more than the 3,000 that were tried."
@@ -739,7 +739,7 @@ table(
 # %% name="read-batch" jupyter={"source_hidden": true}
 hidden = int((batch.input_ids_BT == tokenizer.vocabulary.mask).sum())
 Markdown(
-    f"{len(documents)} documents, {sum(map(len, ids))} tokens, and marks of its beginning and end, [BOS] and [EOS], around each document; rows have to be full, so "
+    f"{len(documents)} documents, {sum(map(len, ids))} tokens, and marks of beginning and end, [BOS] and [EOS], around each document; rows have to be full, so "
     f"{sum(map(len, ids)) + 2 * len(documents) - packed.ids_NT.numel()} at the end are left out here. {int(batch.is_target_BL.sum())} tokens are asked for: "
     f"{hidden} of them are hidden behind [MASK], the others show another token, or their own (chapter 1 says why). That is a batch of chapter 1's *masked* task. `course pretrain encoder --text mine.txt --out my-model` does the rest, and the last "
     "chapter walks you through it."

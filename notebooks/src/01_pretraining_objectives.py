@@ -536,7 +536,7 @@ display(
             for labels in LABELS
         )
         + (
-            f" Over counting words it is {', '.join(f'{over_words[best, n].value:+.1f}' for n in LABELS)} points ahead with more and more labels: so small a "
+            f" Less counting words, it stands at {', '.join(f'{over_words[best, n].value:+.1f} points with {n:,}' for n in LABELS)} labels: so small a "
             "pre-training pays, if at all, where labels are few."
             if over_words[best, LABELS[0]].value > over_words[best, LABELS[-1]].value
             else " More labels do not narrow its lead over counting words here."
@@ -584,7 +584,7 @@ ends_worse, ends_better = moved[common].high < 0, moved[common].low > 0
 display(
     compare(
         collapse_guess,
-        "; ".join(
+        ". ".join(
             f"{name[0].upper() + name[1:]}: held-out loss from {losses_of[name][0][1]:.2f} to {losses_of[name][-1][1]:.2f}, probe "
             f"{moved[name]:+.1f} points against untrained"
             for name in (own, common)
@@ -924,7 +924,7 @@ display(box)
 
 # %% name="fill-in-answer" jupyter={"source_hidden": true}
 FREQUENT = 100
-gaps = objectives.masked(held_out.ids_NT[:24], vocabulary, generator=seeded(13))
+gaps = objectives.masked(held_out.ids_NT[:64], vocabulary, generator=seeded(13))
 with torch.no_grad():
     first_N = fillers["at its end"].target_logits(gaps).argmax(-1)
 hidden_N = gaps.labels_BL[gaps.is_target_BL]
