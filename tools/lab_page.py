@@ -182,7 +182,7 @@ def open_chapter(folder: CourseFolder, number: str) -> Iterator[ChapterPage]:
         page = browser.new_page(viewport={"width": 1280, "height": 900})
         page.set_default_timeout(PATIENCE)
         opened = ChapterPage(page, lab, Faults.of(page))
-        page.goto(lab.page(notebook))
+        page.goto(lab.page(notebook) + "&reset")  # not the tabs of an earlier visit
         page.wait_for_selector(".jp-Notebook")
         opened.wait_until_idle()
         yield opened

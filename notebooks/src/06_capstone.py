@@ -53,7 +53,7 @@ progress("06")
 # Every term of the course: [the glossary](../docs/glossary.md).
 # </details>
 
-# %% name="setup" tags=["setup"]
+# %% name="setup" tags=["setup"] jupyter={"source_hidden": true}
 import ast
 import contextlib
 import copy
@@ -168,7 +168,7 @@ Markdown(
 #
 # **Predict.** Take every stretch of twelve tokens in the dev texts. How many of these stretches stand, word for word, in the part that is read?
 
-# %% name="predict-repeats"
+# %% name="predict-repeats" jupyter={"source_hidden": true}
 repeats_guess = guess_number("12-grams of the dev texts that are in the read part", low=0, high=100, step=1, unit="%")
 display(repeats_guess)
 
@@ -210,7 +210,7 @@ compare(
 #
 # **Predict.** Reviews take a little more than one token a word. And this text?
 
-# %% name="predict-tokenizer"
+# %% name="predict-tokenizer" jupyter={"source_hidden": true}
 pieces_guess = guess_number("Tokens per word of this text", low=1, high=6, step=0.1, unit="tokens")
 display(pieces_guess)
 
@@ -279,7 +279,7 @@ compare(
 #
 # **Predict.** At the last rung of the record, which has the lowest loss on dev texts, and which the highest?
 
-# %% name="predict-reading"
+# %% name="predict-reading" jupyter={"source_hidden": true}
 ORDERS = ["full, LoRA, from nothing", "LoRA, full, from nothing", "full, from nothing, LoRA"]
 reading_guess = guess("From the lowest loss to the highest", ORDERS)
 display(reading_guess)
@@ -420,7 +420,7 @@ compare(
 # **Predict.** What has happened to its loss on held-out reviews, at the
 # last rung, in full and by LoRA?
 
-# %% name="predict-forgetting"
+# %% name="predict-forgetting" jupyter={"source_hidden": true}
 forgetting_guess = guess(
     "The loss on reviews has risen more",
     ["in full", "by LoRA", "about alike (within 0.1 nats)"],
@@ -495,7 +495,7 @@ for n, start in enumerate(STARTS):
 #
 # **Move.** Drag *tokens read* back to 0, then to the end. Which tokens become cheap first, and which stay dear?
 
-# %% name="predict-tokens"
+# %% name="predict-tokens" jupyter={"source_hidden": true}
 tokens_guess = guess("Most of the fall is due to", ["signs and digits", "words and parts of words", "about half each"])
 display(tokens_guess)
 
@@ -547,7 +547,7 @@ compare(
 #
 # **Predict.** In chapter 4, MiniLM was ahead of the bag of words with few labelled sentences about films. And here?
 
-# %% name="predict-adapt"
+# %% name="predict-adapt" jupyter={"source_hidden": true}
 adapt_guess = guess(
     "MiniLM by the better of the two strategies, against the bag of words", ["ahead", "behind", "no clear difference"]
 )
@@ -674,7 +674,7 @@ compare(
 #
 # **Predict.** The same weights, the same text, two programs. How far apart are the logits, relative to the largest?
 
-# %% name="predict-export"
+# %% name="predict-export" jupyter={"source_hidden": true}
 GAPS = ["exactly 0", "between 1e-8 and 1e-5", "about 1e-3", "more than 1e-2"]
 export_guess = guess("The largest difference of a logit", GAPS)
 display(export_guess)
@@ -969,7 +969,8 @@ def agreement(mine, other):
 
 
 def code_cell(code):
-    return f'<td style="text-align:left;vertical-align:top"><pre style="margin:0;font-size:12px">{html.escape(code)}</pre></td>'
+    style = "margin:0;font-size:11px;white-space:pre-wrap;word-break:normal;overflow-wrap:anywhere"
+    return f'<td style="text-align:left;vertical-align:top"><pre style="{style}">{html.escape(code)}</pre></td>'
 
 
 if HAS_BOTH:
@@ -982,8 +983,13 @@ if HAS_BOTH:
     mark = lambda agrees: "" if agrees else "<b>differs:</b> "
     twin_rows = [f'<tr><th style="text-align:left">{name}</th>{code_cell(here)}{code_cell(there)}<td style="text-align:left">{mark(agreed[name][0])}'
             f"{html.escape(agreed[name][1])}</td></tr>" for name, (here, there) in pairs_of_code.items()]  # fmt: skip
-    head = "".join(f'<th scope="col" style="text-align:left">{name}</th>' for name in ("", "here", "there", "compared"))
-    display(HTML(f'<div style="overflow-x:auto"><table><tr>{head}</tr>{"".join(twin_rows)}</table></div>'))
+    widths = {"": 14, "here": 35, "there": 37, "compared": 14}  # %
+    head = "".join(f'<th scope="col" style="text-align:left;width:{w}%">{name}</th>' for name, w in widths.items())
+    display(
+        HTML(
+            f'<div style="overflow-x:auto"><table style="width:100%"><tr>{head}</tr>{"".join(twin_rows)}</table></div>'
+        )
+    )
     apart = [name for name, (agrees, _) in agreed.items() if not agrees]
     display(
         Markdown(
