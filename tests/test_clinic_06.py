@@ -26,7 +26,7 @@ def test_windows_that_overlap_were_read(chapter):
 def test_another_tokenizer_makes_a_pre_trained_model_worse_than_guessing(chapter):
     patient, cured = (chapter["loss_with"](chapter[f"{who}_tokenizer"]()) for who in ("patient", "cured"))
     blind, own_blind = (chapter["loss_with"](chapter[f"{w}_tokenizer"](), blind=True) for w in ("patient", "cured"))
-    assert patient > 0.9 * blind and cured < 0.6 * own_blind and patient > 2 * cured
+    assert patient > 0.9 * blind and cured < 0.6 * own_blind and patient > 2.5 * cured
 
 
 def test_the_chapter_s_patients_are_all_tested_here(chapter):

@@ -13,7 +13,7 @@ from course_lib.lab import CourseFolder
 
 THEMES = {"light": "JupyterLab Light", "dark": "JupyterLab Dark"}
 SET_THEME = "theme => window.jupyterapp.commands.execute('apputils:change-theme', {theme})"
-SCROLLED = ".jp-WindowedPanel-outer >> visible=true"
+SCROLLED = ".jp-WindowedPanel-outer"
 SCREEN_DOWN = "scrolled => { const before = scrolled.scrollTop; scrolled.scrollTop += 0.9 * scrolled.clientHeight;\
  return scrolled.scrollTop > before; }"
 

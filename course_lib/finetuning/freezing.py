@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from course_lib import masks
-from course_lib.layers import rotation
 from course_lib.model import Encoder, LanguageModel, evaluating
 
 
@@ -78,10 +77,10 @@ class PartlyFrozen(LanguageModel):
         return below_BTE
 
     def _through(self, blocks: Iterable[nn.Module], x_BTE: Tensor, is_real_BT: Tensor) -> Tensor:
-        position_BT = torch.arange(x_BTE.shape[1], device=x_BTE.device)[None]
-        turn = rotation(position_BT, self.config.d_head) if self.config.positions == "rotary" else None
+        turn = self.body._turn(torch.arange(x_BTE.shape[1], device=x_BTE.device)[None])
+        may_attend_BQK = masks.padding(is_real_BT)
         for block in blocks:
-            x_BTE, _ = block(x_BTE, masks.padding(is_real_BT), turn=turn)
+            x_BTE, _ = block(x_BTE, may_attend_BQK, turn=turn)
         return x_BTE
 
 

@@ -261,8 +261,11 @@ def _read_in_training(split: str) -> frozenset[str]:
 @cache
 def _normalised_sentences(split: str) -> tuple[tuple[tuple[str, ...], int], ...]:
     """Of each review its sentences, normalised, and its label."""
-    of = lambda review: [review.text] if review.source == "rotten_tomatoes" else sentences(review.text)  # noqa: E731
-    return tuple((tuple(map(normalize, of(review))), review.label) for review in _clean_reviews(split))
+    return tuple((tuple(map(normalize, _parts(review))), review.label) for review in _clean_reviews(split))
+
+
+def _parts(review: Review) -> list[str]:
+    return [review.text] if review.source == "rotten_tomatoes" else sentences(review.text)
 
 
 @cache

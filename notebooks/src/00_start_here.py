@@ -256,10 +256,14 @@ def mean_of(name, labels=100):
     return 100 * np.mean(taught[name].accuracies(labels))
 
 
-def lead(first, second, labels=100):
+def leads(first, second, labels):
     """Points by which the first is ahead, sample by sample."""
-    pairs = zip(taught[first].accuracies(labels), taught[second].accuracies(labels), strict=True)
-    return mean_interval([100 * (a - b) for a, b in pairs])
+    return 100 * (np.array(taught[first].accuracies(labels)) - np.array(taught[second].accuracies(labels)))
+
+
+def lead(first, second, labels=100):
+    """Their mean, with its interval."""
+    return mean_interval(leads(first, second, labels))
 
 
 pays = lead("our encoder", "random weights")
@@ -633,9 +637,8 @@ Markdown(f"<details><summary>Patients and cures</summary>\n\n{lines}\n\n</detail
 # %% name="claims-table" jupyter={"source_hidden": true}
 gains = {n: lead("our encoder", "random weights", n) for n in probe.labels}
 most, least = max(gains, key=lambda n: gains[n].value), min(gains, key=lambda n: gains[n].value)
-ours, theirs = taught["our encoder"], taught["random weights"]
-gain_by_sample = {n: 100 * (np.array(ours.accuracies(n)) - np.array(theirs.accuracies(n))) for n in (most, least)}
-gains_apart = mean_interval(list(gain_by_sample[most] - gain_by_sample[least]))
+pair = ("our encoder", "random weights")
+gains_apart = mean_interval(leads(*pair, most) - leads(*pair, least))
 no_reading = lead("random weights", "bag of words", 500)
 size = lead("MiniLM", "our encoder")
 claims = [
