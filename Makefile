@@ -8,6 +8,9 @@ BROWSER ?= tests/browser
 CELL_TIMEOUT := 600
 TWO_AT_A_TIME := $(BIN)/python -m pytest -n 2 --dist loadfile
 
+# Every kernel, rank and test process imports the library: compiled once, not each time.
+unexport PYTHONDONTWRITEBYTECODE
+
 .DEFAULT_GOAL := help
 .PHONY: help lab run test quick lint notebooks record bench browser
 
@@ -52,6 +55,7 @@ browser: $(READY)  ## every chapter in a real Chromium: run whole, every control
 	GOMP_SPINCOUNT=1000 $(BIN)/python -m pytest -m browser $(BROWSER) $(PYTEST_FLAGS)
 
 # The stamp is touched last, so an installation that was cut off starts again.
+# What is compiled at its first import need not be compiled now: a minute less, of modules that nothing here imports.
 $(READY): pyproject.toml constraints.txt
 	@command -v $(PYTHON) >/dev/null || { \
 		echo "There is no $(PYTHON) here. Install Python 3.11 or newer, or name yours: make PYTHON=python3.12"; exit 1; }
@@ -63,5 +67,5 @@ $(READY): pyproject.toml constraints.txt
 		echo "Debian and Ubuntu: apt install python3-venv"; exit 1; }
 	@$(BIN)/python -m pip --version >/dev/null 2>&1 || $(PYTHON) -m venv --clear .venv
 	@echo "Installing into .venv; the first time takes a few minutes."
-	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[test]'
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-compile --constraint constraints.txt --editable '.[test]'
 	@touch $@

@@ -10,6 +10,8 @@ progress bars, the state of widgets.
 """
 
 import argparse
+import copy
+import functools
 import re
 import sys
 from collections.abc import Callable, Iterator
@@ -70,11 +72,16 @@ def read_cells(source: Path) -> list[nbformat.NotebookNode]:
     Raises ValueError, naming the cell, for a cell without a name, a name that is taken or no id, and a solution that
     is not closed, not in an exercise, or missing from one.
     """
+    return copy.deepcopy(_read_cells(source.name, source.read_text("utf-8")))
+
+
+@functools.cache  # half a second a chapter, and whoever compares sources with something reads each more than once
+def _read_cells(file: str, text: str) -> list[nbformat.NotebookNode]:
     cells = []
     seen = set()
-    for number, cell in enumerate(jupytext.reads(source.read_text("utf-8"), fmt="py:percent").cells, 1):
+    for number, cell in enumerate(jupytext.reads(text, fmt="py:percent").cells, 1):
         name = cell.metadata.get("name")
-        where = f"{source.name}, cell {number} ({name or cell.source[:40]!r})"
+        where = f"{file}, cell {number} ({name or cell.source[:40]!r})"
         if not name:
             raise ValueError(f'{where} has no name: write `# %% name="..."` above it')
         if not NAME.fullmatch(name) or len(name) > 64:

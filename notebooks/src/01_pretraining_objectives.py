@@ -328,7 +328,7 @@ lowest_guess = guess("Whose loss will be the lowest at the end?", names)
 display(lowest_guess)
 
 # %% name="train-live"
-LIVE_STEPS = 3
+LIVE_STEPS = 2
 lab = runs.Laboratory()
 live, models = {}, {}
 for name in tqdm(names, desc="objectives"):
@@ -632,7 +632,7 @@ leak_guess = guess(
 display(leak_guess)
 
 # %% name="train-leaks"
-LEAK_STEPS, LEAK_LENGTH = 120, 32
+LEAK_STEPS, LEAK_LENGTH = 100, 16
 short_rows = replace(packed, ids_NT=packed.ids_NT[:4000, :LEAK_LENGTH], document_ids_NT=packed.document_ids_NT[:4000, :LEAK_LENGTH])  # fmt: skip
 small = TransformerConfig(vocabulary.size, d_model=128, n_layers=2, n_heads=4, d_ff=512, max_len=LEAK_LENGTH)
 small_rotary = small.with_(positions="rotary")
@@ -702,12 +702,16 @@ display(
         + ". "
         + (
             "They start alike: a model has to *find* the leak before it can use it. "
-            + (
-                f"And by itself neither leaking loss looks suspicious: the honest models of section 4 went down to {final['causal'][1]:.2f} and "
-                f"{final['permuted'][1]:.2f}. The honest twin beside it gives the leak away, and late."
-                if all(at_end[leaking] > final[name][1] for name, (_, leaking) in pairs.items())
-                else "A loss that is too good to be true is a symptom, and a late one."
+            + "".join(
+                f"By itself the leaking {name} loss of {at_end[leaking]:.2f} "
+                + (
+                    f"is too good to be true, below the {final[name][1]:.2f} that the long run of section 4 came to. "
+                    if at_end[leaking] < final[name][1]
+                    else f"looks like any other: the honest long run of section 4 came to {final[name][1]:.2f}. "
+                )
+                for name, (_, leaking) in pairs.items()
             )
+            + "The honest twin beside it gives a leak away, and late."
             if set(outcomes) == {"later"}
             else "It need not come out the same way for every model: the loss is no reliable alarm."
         ),

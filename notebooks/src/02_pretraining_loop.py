@@ -476,6 +476,7 @@ Markdown(
 # %% [markdown] name="poison"
 # Now poison one batch: every row is a single token, repeated, as when a page of rubbish slips through. Two optimisers meet it,
 # each with clipping and without: SGD with momentum, whose step grows with the gradient, and AdamW, which divides by the usual size.
+# Two more runs get an ordinary batch in its place.
 #
 # **Predict.** Which run is hurt most?
 
@@ -515,39 +516,31 @@ def run_with(kind, clip, batches):
     return found
 
 
-harm = {}
+harm, ordinary = {}, {}
 for kind, clip in tqdm(list(itertools.product(("SGD", "AdamW"), (math.inf, 1.0))), desc="four runs"):
     harm[kind, clip] = run_with(kind, clip, with_poison(dataset))
+for kind in tqdm(("SGD", "AdamW"), desc="without the bad batch"):
+    ordinary[kind, math.inf] = run_with(kind, math.inf, dataset)
 say = lambda found, step: f"{found[step]:.2f}" if step in found else "diverged"
 table(
+    ["batch", "optimiser", "clip", "held-out loss before", "right after", f"{LATER} steps later", "norm of its gradient"],
     [
-        "optimiser",
-        "clip",
-        "held-out loss before",
-        "right after the bad batch",
-        f"{LATER} steps later",
-        "norm of its gradient",
+        [batch, kind, "none" if clip == math.inf else clip, *(say(found, s) for s in (AT, AT + 1, LAST)), say(found, "norm")]
+        for batch, runs_of in (("bad", harm), ("ordinary", ordinary))
+        for (kind, clip), found in runs_of.items()
     ],
-    [
-        [
-            kind,
-            "none" if clip == math.inf else clip,
-            *(say(found, s) for s in (AT, AT + 1, LAST)),
-            say(found, "norm"),
-        ]
-        for (kind, clip), found in harm.items()
-    ],
-)
+)  # fmt: skip
 
 # %% name="explain-poison" jupyter={"source_hidden": true}
-damage = {key: found.get(AT + 1, math.inf) - found.get(AT, 0.0) for key, found in harm.items()}
+change = lambda found: found.get(AT + 1, math.inf) - found.get(AT, 0.0)
+damage = {key: change(found) for key, found in harm.items()}
 worst = max(damage, key=damage.get)
 SGD, ADAMW = damage["SGD", math.inf], damage["AdamW", math.inf]
 compare(
     poison_guess,
     f"Right after the batch the held-out loss has changed by {SGD:+.2f} with SGD and no clipping, "
     f"{damage['SGD', 1.0]:+.2f} with SGD and clipping, {ADAMW:+.2f} with AdamW, {damage['AdamW', 1.0]:+.2f} with AdamW and "
-    "clipping. "
+    f"clipping. An ordinary batch in its place changes it by {change(ordinary['SGD', math.inf]):+.2f} and {change(ordinary['AdamW', math.inf]):+.2f}. "
     + f"{LATER} steps later SGD stands at {say(harm['SGD', math.inf], LAST)} without clipping and at {say(harm['SGD', 1.0], LAST)} with it. "
     + "AdamW bounds each step by its memory of usual sizes, so one batch counts for little"
     + (": its loss goes on falling." if ADAMW < 0 else "."),
@@ -574,7 +567,7 @@ lab
 
 # %% name="training-lab-without-a-kernel" jupyter={"source_hidden": true}
 for peak in (2e-4, 2e-3):
-    lab.train_now(peak_rate=peak, steps=45)
+    lab.train_now(peak_rate=peak, steps=30)
 lab.picture()
 
 # %% name="training-lab-answer" jupyter={"source_hidden": true}
@@ -956,7 +949,7 @@ display(kill_guess)
 folder = Path(tempfile.mkdtemp())
 (folder / "reviews.txt").write_text("\n\n".join(review.text for review in reviews_of("train", "imdb")[:200]), "utf-8")
 settings = {
-    "tokens": 60 * 8 * 64, "row_length": 64, "batch_size": 8, "save_every": 20, "width": 64, "layers": 2, "dropout": 0.1,
+    "tokens": 40 * 8 * 64, "row_length": 64, "batch_size": 8, "save_every": 10, "width": 64, "layers": 2, "dropout": 0.1,
     "optimizer": "adamw", "dtype": "float32", "text": str(folder / "reviews.txt"),
 }  # fmt: skip
 command = [sys.executable, "-m", "course_lib.cli", "pretrain", "decoder", "--device", "cpu", "--keep", "9"]
@@ -974,7 +967,7 @@ def start(out, *more):
 
 undisturbed, doomed = start("undisturbed"), start("killed")
 saved = Checkpoints(folder / "killed", keep=9)
-while 40 not in saved.steps() and doomed.poll() is None:
+while 20 not in saved.steps() and doomed.poll() is None:
     time.sleep(0.05)
 doomed.kill()
 print(
