@@ -138,7 +138,7 @@ display(speed_guess)
 
 # %% name="one-step"
 WIDTHS, REPEATS = (64, 128, 256, 512, 1024), 3
-PATIENCE = 2  # seconds: some processors compute 16 bits so slowly that the widest models would take minutes a step
+PATIENCE = 3  # seconds: some processors compute 16 bits so slowly that the widest models would take minutes a step
 FORMATS = {"fp32": torch.float32, "bf16": torch.bfloat16}
 masked = (
     PretrainingDataset(packed, vocabulary, "masked", batch_size=4 if device.type == "cpu" else 64).batch(0).to(device)
