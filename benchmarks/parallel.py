@@ -21,10 +21,11 @@ from course_lib.architectures import dimensions_of
 from course_lib.losses import token_loss
 from course_lib.objectives import Batch
 from course_lib.optimizers import make_optimizer
-from course_lib.parallel import bytes_here, gathered, leave, make_engine, rank, ranks, torchrun, world
+from course_lib.parallel import gathered, leave, make_engine, rank, ranks, torchrun, world
 from course_lib.peft import Full
 from course_lib.planner import Plan
 from course_lib.runs import RECIPES, Pretraining
+from course_lib.runtime import bytes_here
 from course_lib.training import step, train
 
 RUN = RECIPES["decoder"].with_(optimizer="adamw")

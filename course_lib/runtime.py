@@ -6,7 +6,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from functools import cache
 
@@ -148,6 +148,26 @@ def kept_for_backward(model: torch.nn.Module) -> Iterator[Kept]:
 
     with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
         yield kept
+
+
+def bytes_here(tensors: Iterable[torch.Tensor | None]) -> int:
+    """What tensors take in this process; None takes nothing, and of one that is cut over ranks only this rank's part
+    counts.
+
+    >>> bytes_here([torch.zeros(3), None, torch.zeros(2, dtype=torch.bfloat16)])
+    16
+    """
+    parts = (tensor.to_local() if hasattr(tensor, "to_local") else tensor for tensor in tensors if tensor is not None)
+    return sum(part.nbytes for part in parts)
+
+
+def largest_difference(some: torch.Tensor, other: torch.Tensor) -> float:
+    """How far two results lie apart anywhere, as a share of the largest value of the other.
+
+    >>> largest_difference(torch.tensor([1.0, -3.0]), torch.tensor([1.0, -4.0]))
+    0.25
+    """
+    return float((some - other).abs().max() / other.abs().max())
 
 
 def describe_machine() -> dict[str, str | int]:

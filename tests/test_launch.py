@@ -18,7 +18,7 @@ from ranks.starting import SEARCHED, start
 
 from course_lib import cli
 from course_lib.data import reviews_of
-from course_lib.parallel import device_of_ranks, is_started_by_torchrun, ranks, torchrun
+from course_lib.parallel import device_of_ranks, ranks, torchrun
 from course_lib.runtime import pick_device
 
 slow = pytest.mark.slow
@@ -245,7 +245,6 @@ def test_no_ranks_are_refused(count, restarts):
 def test_outside_of_torchrun_there_are_no_ranks_to_join(monkeypatch):
     for name in ("RANK", "WORLD_SIZE", "MASTER_ADDR"):
         monkeypatch.delenv(name, raising=False)
-    assert not is_started_by_torchrun()
     with pytest.raises(RuntimeError, match=r"RANK is not set: start this with torchrun, or with course_lib\.parallel"):
         ranks().__enter__()
     monkeypatch.setenv("RANK", "0")
@@ -264,7 +263,6 @@ def test_outside_of_torchrun_there_are_no_ranks_to_join(monkeypatch):
 def test_a_backend_that_cannot_be_is_refused(backend, words, monkeypatch):
     for name, value in {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "localhost", "COURSE_DEVICE": "cpu"}.items():
         monkeypatch.setenv(name, value)
-    assert is_started_by_torchrun()
     monkeypatch.setattr("torch.distributed.is_gloo_available", lambda: False)
     with pytest.raises(ValueError, match=words):
         ranks(backend).__enter__()

@@ -34,14 +34,21 @@ def edges_are_clear(figure):
     return all((edge > 0.99).all() for edge in (picture[0], picture[-1], picture[:, 0], picture[:, -1]))
 
 
+def matrix(*view):
+    return plots.draw_visibilities([plots.Visibility(*view)])
+
+
 FIGURES = {
     "token rows": lambda: plots.draw_token_rows([ROW, ROW]),
     "aligned token rows": lambda: plots.draw_token_rows([ROW, ROW], aligned=True, width=4),
-    "visibility": lambda: plots.draw_visibility(
-        np.tri(12, dtype=bool), TOKENS, TOKENS, "causal", is_target=[True] * 12
-    ),
-    "two streams": lambda: plots.draw_two_streams(
-        np.tri(12, dtype=bool), np.tri(12, k=-1, dtype=bool), TOKENS, is_target=[False, True] * 6
+    "visibility": lambda: matrix(np.tri(12, dtype=bool), TOKENS, TOKENS, "causal", [True] * 12),
+    "two streams": lambda: plots.draw_visibilities(
+        [
+            plots.Visibility(np.tri(12, dtype=bool), TOKENS, TOKENS, "content stream", [False, True] * 6),
+            plots.Visibility(
+                np.tri(12, k=-1, dtype=bool), TOKENS, TOKENS, "query stream", [False, True] * 6, np.eye(12, dtype=bool)
+            ),
+        ]
     ),
     "shares": lambda: plots.draw_shares({"context": 0.7, "hidden": 0.2, "swapped": 0.05, "kept": 0.05}),
     "bars": lambda: plots.draw_bars(
@@ -204,14 +211,14 @@ def test_any_token_can_be_drawn(token):
     figure = plots.draw_token_rows([TokenRow(token, [token, "b"], ["context", "target"])])
     assert plots.png(figure)[1:4] == b"PNG"
     names = [token, "b"]
-    assert plots.png(plots.draw_visibility(np.eye(2, dtype=bool), names, names))[1:4] == b"PNG"
+    assert plots.png(matrix(np.eye(2, dtype=bool), names, names))[1:4] == b"PNG"
 
 
 def test_the_matrix_shows_who_may_look_at_whom():
     size = 6
     names = list("abcdef")
-    full = pixels(plots.draw_visibility(np.ones((size, size), bool), names, names))
-    half = pixels(plots.draw_visibility(np.tri(size, dtype=bool), names, names))
+    full = pixels(matrix(np.ones((size, size), bool), names, names))
+    half = pixels(matrix(np.tri(size, dtype=bool), names, names))
     is_blue_full, is_blue_half = (np.abs(p - to_rgb("#0072B2")).max(-1) < 0.02 for p in (full, half))
     legend = 20  # pixels at most, of the legend's own square
     assert is_blue_half.sum() / is_blue_full.sum() == pytest.approx((size + 1) / (2 * size), abs=0.03)
@@ -246,8 +253,8 @@ def test_the_picture_is_displayed_with_its_words(monkeypatch):
             lambda: plots.draw_token_rows([TokenRow("", ["a"], ["context"]), TokenRow("", [], [])], aligned=True),
             "rows of one length",
         ),
-        (lambda: plots.draw_visibility(np.eye(2), ["a"], ["a", "b"]), "name each row and column"),
-        (lambda: plots.draw_visibility(np.eye(1), ["a"], ["a"], is_target=[]), "0 values for 1 rows"),
+        (lambda: matrix(np.eye(2), ["a"], ["a", "b"]), "name each row and column"),
+        (lambda: matrix(np.eye(1), ["a"], ["a"], "", []), "0 values for 1 rows"),
         (lambda: plots.draw_shares({"context": 0.5}), "sum to 1"),
         (lambda: plots.draw_shares({}), "sum to 1"),
         (lambda: plots.draw_bars(["a"], [1, 2]), "1 names, 2 values"),

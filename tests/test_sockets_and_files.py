@@ -92,6 +92,8 @@ def test_runs_from_end_to_end_open_no_socket_and_write_into_their_folders_alone(
         ["predict", out / "tuned", "a dull film", *device],
         ["report", out / "tuned", "--out", out / "page.html"],
         ["export", out / "pretrained", out / "exported"],
+        ["progress"],
+        ["doctor"],
     ]
     commands = [[str(argument) for argument in command] for command in commands]
     assert watched(RUN_ALL.format(commands=commands)) == ([], [], [])

@@ -135,6 +135,11 @@ def pair(value: Any, names: Sequence[str], **evidence: Any) -> tuple[Any, Any]:
     return value[0], value[1]
 
 
+def near(value: float, wanted: float, tolerance: float = 1e-6) -> bool:
+    """Whether two numbers agree but for rounding, in which a 1e-9 in a denominator is lost."""
+    return abs(value - wanted) <= tolerance * max(1.0, abs(wanted))
+
+
 def number(value: Any, name: str, **evidence: Any) -> float:
     """`value` as a plain number. Raises Wrong if it is none, a tensor included."""
     if isinstance(value, Tensor):

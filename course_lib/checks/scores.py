@@ -10,11 +10,10 @@ from typing import Any
 
 import numpy as np
 
-from course_lib.checks.report import Wrong, described, invoke, number
+from course_lib.checks.report import Wrong, described, invoke, near, number
 from course_lib.evaluation.classification import macro_f1
 
 MacroF1 = Callable[..., float]
-TOLERANCE = 1e-6  # as much as a 1e-9 in a denominator moves it
 macro_f1_reference = macro_f1
 
 
@@ -82,7 +81,7 @@ def verify_macro_f1(function: MacroF1) -> str:
     for case in CASES:
         wanted = macro_f1_reference(*case.arguments().values())
         value = judged(_called(function, case), case)
-        if not _near(value, wanted):
+        if not near(value, wanted):
             raise Wrong(explained(value, case), **case.in_words(), **_compared(wanted, value))
     return f"{len(CASES)} sets of answers: {', '.join(case.title for case in CASES)}"
 
@@ -219,7 +218,7 @@ def mistakes(case: Answers) -> Iterator[tuple[str, float]]:
 def explained(value: float, case: Answers) -> str:
     """The usual mistake that gives exactly this."""
     for cause, mistaken in mistakes(case):
-        if _near(value, float(mistaken)):
+        if near(value, float(mistaken)):
             return cause
     if not 0 <= value <= 1:
         return "F1 lies from 0 to 1: which counts are divided by which?"
@@ -230,10 +229,6 @@ def explained(value: float, case: Answers) -> str:
 
 def _harmonic(a: float, b: float) -> float:
     return 2 * a * b / (a + b) if a + b else 0.0
-
-
-def _near(value: float, wanted: float) -> bool:
-    return abs(value - wanted) <= TOLERANCE * max(1.0, abs(wanted))
 
 
 def _compared(wanted: float, value: float) -> dict[str, str]:

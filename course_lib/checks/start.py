@@ -6,11 +6,10 @@ from typing import Any
 
 import numpy as np
 
-from course_lib.checks.report import Part, Wrong, call, described, number, report
+from course_lib.checks.report import Part, Wrong, call, described, near, number, report
 from course_lib.evaluation.classification import majority_baseline as majority_reference
 
 MajorityBaseline = Callable[[list[int], list[int]], float]
-TOLERANCE = 1e-6
 
 
 def majority_baseline(function: MajorityBaseline) -> MajorityBaseline:
@@ -57,7 +56,7 @@ def verify_majority_baseline(function: MajorityBaseline) -> str:
         _share(call(function, train_labels=list(case.train), test_labels=list(case.test)), case) for case in CASES
     ]
     for case, value in zip(CASES, values, strict=True):
-        if not _near(value, case.wanted):
+        if not near(value, case.wanted):
             raise Wrong(_explained(values), **case.in_words(), wanted=f"{case.wanted:.6g}", given=f"{value:.6g}")
     return f"{len(CASES)} pairs of lists: {', '.join(case.title for case in CASES)}"
 
@@ -83,7 +82,7 @@ def _share(value: Any, case: Case) -> float:
 def _explained(values: list[float]) -> str:
     """The usual mistake that gives exactly these values, one for each case."""
     for mistaken in zip(*map(_mistakes, CASES), strict=True):
-        if all(_near(value, float(wrong)) for value, (_, wrong) in zip(values, mistaken, strict=True)):
+        if all(near(value, float(wrong)) for value, (_, wrong) in zip(values, mistaken, strict=True)):
             return mistaken[0][0]
     if not all(0 <= value <= 1 for value in values):
         return "A share lies from 0 to 1: what is divided by what?"
@@ -119,7 +118,3 @@ def _mistakes(case: Case) -> Iterator[tuple[str, float]]:
 
 def _of_both(train: np.ndarray, test: np.ndarray) -> float:
     return float((test == np.bincount(np.concatenate([train, test])).argmax()).mean())
-
-
-def _near(value: float, wanted: float) -> bool:
-    return abs(value - wanted) <= TOLERANCE * max(1.0, abs(wanted))

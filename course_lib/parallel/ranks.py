@@ -8,12 +8,11 @@ import contextlib
 import io
 import os
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from typing import NoReturn
 
 import torch
 from torch import Tensor, distributed
-from torch.distributed.tensor import DTensor
 
 from course_lib.runtime import pick_device
 
@@ -70,11 +69,6 @@ def device_of_ranks(name: str | None, count: int) -> torch.device:
     return device
 
 
-def is_started_by_torchrun() -> bool:
-    """Whether this process was started to be a rank."""
-    return "RANK" in os.environ and "WORLD_SIZE" in os.environ
-
-
 def is_joined() -> bool:
     """Whether this process is a rank now."""
     return distributed.is_available() and distributed.is_initialized()
@@ -118,12 +112,6 @@ def summed(value: float) -> float:
     if is_joined():
         distributed.all_reduce(total)
     return total.item()
-
-
-def bytes_here(tensors: Iterable[Tensor | None]) -> int:
-    """Of tensors, of those that are cut their parts, what lies on this rank."""
-    local = (tensor.to_local() if isinstance(tensor, DTensor) else tensor for tensor in tensors if tensor is not None)
-    return sum(tensor.nbytes for tensor in local)
 
 
 def alike(tensors: list[Tensor]) -> None:

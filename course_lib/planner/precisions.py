@@ -17,7 +17,8 @@ class Bytes:
     weight (None: as products). masks: kept for each number that dropout has seen (None: as the number itself).
     Raises ValueError for what is no number of bytes.
 
-    >>> PRECISIONS["bf16 with fp32 master"].per_trained_parameter  # ZeRO's 16 (arXiv:1910.02054, section 3.1)
+    >>> mixed = PRECISIONS["bf16 with fp32 master"]  # ZeRO's 16 (arXiv:1910.02054, section 3.1)
+    >>> mixed.weights + mixed.gradients + mixed.optimizer + mixed.master
     16
     """
 
@@ -38,10 +39,6 @@ class Bytes:
                 continue
             if not isinstance(value, (int, float)) or not 0 <= value < math.inf:
                 raise ValueError(f"{name} is {value!r}: give a number of bytes of at least 0, such as 4 for fp32")
-
-    @property
-    def per_trained_parameter(self) -> float:
-        return self.weights + self.gradients + self.optimizer + self.master
 
     @property
     def per_frozen_parameter(self) -> float:

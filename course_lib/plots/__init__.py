@@ -50,9 +50,7 @@ from course_lib.plots.tokens import (
 )
 from course_lib.plots.visibility import (
     Visibility,
-    draw_two_streams,
     draw_visibilities,
-    draw_visibility,
     paint_visibility,
     paint_visibility_legend,
 )
@@ -85,9 +83,7 @@ __all__ = [
     "draw_shares",
     "draw_stacks",
     "draw_token_rows",
-    "draw_two_streams",
     "draw_visibilities",
-    "draw_visibility",
     "exchange_tokens",
     "hidden_words",
     "lay_out_contributions",

@@ -109,36 +109,11 @@ def paint_visibility_legend(
         x += text_width(words, size=SMALL + 0.5) + 28
 
 
-def draw_visibility(
-    may_attend_QK: np.ndarray,
-    query_names: Sequence[str],
-    key_names: Sequence[str],
-    title: str = "",
-    *,
-    is_target: Sequence[bool] | None = None,
-) -> Figure:
-    """Who (rows) may look at whom (columns), bool [Q, K]; rows that have to predict something are marked.
-
-    Raises ValueError if the names do not fit the matrix.
-
-    >>> figure = draw_visibility(np.tri(3, dtype=bool), "abc", "abc", "causal", is_target=[True, True, False])
-    """
-    return draw_visibilities([Visibility(may_attend_QK, query_names, key_names, title, is_target)])
-
-
-def draw_two_streams(
-    content_QK: np.ndarray, query_QK: np.ndarray, names: Sequence[str], *, is_target: Sequence[bool] | None = None
-) -> Figure:
-    """The two streams of permutation language modelling side by side, bool [T, T] each; a cross marks what the query
-    stream must not see although the content stream does."""
-    withheld_QK = np.asarray(content_QK, bool) & ~np.asarray(query_QK, bool)
-    content = Visibility(content_QK, names, names, "content stream: what a token knows", is_target)
-    query = Visibility(query_QK, names, names, "query stream: what a prediction sees", is_target, withheld_QK)
-    return draw_visibilities([content, query])
-
-
 def draw_visibilities(views: Sequence[Visibility], *, meaning: tuple[str, str] = MEANING) -> Figure:
-    """Several matrices side by side, with one legend. meaning: of a cell that is True, and of one that is not."""
+    """Several matrices side by side, with one legend. meaning: of a cell that is True, and of one that is not.
+
+    >>> figure = draw_visibilities([Visibility(np.tri(3, dtype=bool), "abc", "abc", "causal", [True, True, False])])
+    """
     sizes = [view.size() for view in views]
     width = max(sum(wide + 24 for wide, _ in sizes), 470)
     height = max(high for _, high in sizes) + LEGEND + 8

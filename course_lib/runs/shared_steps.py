@@ -24,13 +24,13 @@ from course_lib.optimizers import make_optimizer
 from course_lib.parallel import (
     Replicated,
     barrier,
-    bytes_here,
     make_engine,
     rank,
     run_on_ranks,
     whole_weights,
     world,
 )
+from course_lib.runtime import bytes_here
 from course_lib.training import ALONE, Engine, new_model, train
 from course_lib.vocabulary import DOCUMENT
 

@@ -362,15 +362,14 @@ table(["sentence", "label", "right", "wrong", f"such sentences, of {len(wanted)}
 # of words as it is), judged on more sentences. It took hours, so it is shown and not run.
 
 # %% name="compare-with-record" jupyter={"source_hidden": true}
-rows = Record(RECORDS_FOLDER / "efficiency.jsonl").rows()
+efficiency = Record(RECORDS_FOLDER / "efficiency.jsonl")
 NAMES = {"bag of words": "bag of words", "random weights": "scratch", "our encoder": "encoder", "MiniLM": "MiniLM"}
 
 
 def tuned_by_sample(name, labels):
     """{sample: recorded accuracy in %}"""
-    method = f"rotten_tomatoes, {NAMES[name]}"
-    found = [r for r in rows if (r["name"], r["step"], r["metric"]) == (method, labels, "accuracy")]
-    return {r["seed"]: 100 * r["value"] for r in found}
+    found = efficiency.by_step("accuracy", name=f"rotten_tomatoes, {NAMES[name]}")
+    return {sample: 100 * value for sample, value in found[labels].items()}
 
 
 def tuned(name, labels):

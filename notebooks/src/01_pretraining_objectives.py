@@ -705,13 +705,13 @@ display(
             + "".join(
                 f"By itself the leaking {name} loss of {at_end[leaking]:.2f} "
                 + (
-                    f"is too good to be true, below the {final[name][1]:.2f} that the long run of section 4 came to. "
+                    f"would raise suspicion: a larger model came to {final[name][1]:.2f} in section 4, and not in {LEAK_STEPS} steps. "
                     if at_end[leaking] < final[name][1]
-                    else f"looks like any other: the honest long run of section 4 came to {final[name][1]:.2f}. "
+                    else f"looks like any other: the honest model of section 4 came to {final[name][1]:.2f}. "
                 )
                 for name, (_, leaking) in pairs.items()
             )
-            + "The honest twin beside it gives a leak away, and late."
+            + "Only an honest twin beside it gives every leak away, and late. (One run of each.)"
             if set(outcomes) == {"later"}
             else "It need not come out the same way for every model: the loss is no reliable alarm."
         ),

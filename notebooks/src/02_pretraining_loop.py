@@ -536,14 +536,18 @@ change = lambda found: found.get(AT + 1, math.inf) - found.get(AT, 0.0)
 damage = {key: change(found) for key, found in harm.items()}
 worst = max(damage, key=damage.get)
 SGD, ADAMW = damage["SGD", math.inf], damage["AdamW", math.inf]
+usual = {kind: change(found) for (kind, _), found in ordinary.items()}
 compare(
     poison_guess,
     f"Right after the batch the held-out loss has changed by {SGD:+.2f} with SGD and no clipping, "
     f"{damage['SGD', 1.0]:+.2f} with SGD and clipping, {ADAMW:+.2f} with AdamW, {damage['AdamW', 1.0]:+.2f} with AdamW and "
-    f"clipping. An ordinary batch in its place changes it by {change(ordinary['SGD', math.inf]):+.2f} and {change(ordinary['AdamW', math.inf]):+.2f}. "
+    f"clipping. An ordinary batch in its place changes it by {usual['SGD']:+.2f} with SGD and {usual['AdamW']:+.2f} with "
+    "AdamW, neither clipped. "
     + f"{LATER} steps later SGD stands at {say(harm['SGD', math.inf], LAST)} without clipping and at {say(harm['SGD', 1.0], LAST)} with it. "
+    + "(Clipping acts on every step, so the two SGD runs differ before the bad batch already.) "
+    + f"AdamW met a gradient of norm {say(harm['AdamW', math.inf], 'norm')} without clipping, SGD one of {say(harm['SGD', math.inf], 'norm')}. "
     + "AdamW bounds each step by its memory of usual sizes, so one batch counts for little"
-    + (": its loss goes on falling." if ADAMW < 0 else "."),
+    + (": the bad batch did it no more harm than an ordinary one." if ADAMW - usual["AdamW"] < 0.05 else "."),
     "SGD without clipping"
     if worst == ("SGD", math.inf)
     else "AdamW without clipping"

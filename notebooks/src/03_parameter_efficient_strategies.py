@@ -110,7 +110,7 @@ from course_lib.runs.strategies import (
     fresh_classifier,
     is_right,
 )
-from course_lib.runtime import kept_for_backward, pick_device, seeded, wait_for
+from course_lib.runtime import bytes_here, kept_for_backward, largest_difference, pick_device, seeded, wait_for
 from course_lib.widgets.binder import compare, guess, guess_number, sweep, table
 from course_lib.widgets.low_rank import LowRankBench, draw_low_rank, low_rank_explorer
 from course_lib.widgets.prefixes import PrefixBench, draw_prefix, prefix_explorer
@@ -272,10 +272,6 @@ def one_step(classifier, optimizer):
     return time.perf_counter() - began, kept.bytes
 
 
-def bytes_of(tensors):
-    return sum(t.numel() * t.element_size() for t in tensors if t is not None)
-
-
 benches = {}
 for name, trial in TRIALS.items():
     classifier = fresh_classifier().train()
@@ -289,9 +285,9 @@ costs = {}
 for name, (classifier, optimizer) in benches.items():
     state = itertools.chain.from_iterable(s.values() for s in optimizer.state.values())
     costs[name] = {
-        "weights": bytes_of(classifier.parameters()),
-        "gradients": bytes_of(p.grad for p in classifier.parameters()),
-        "optimiser": bytes_of(t for t in state if t.dim()),
+        "weights": bytes_here(classifier.parameters()),
+        "gradients": bytes_here(p.grad for p in classifier.parameters()),
+        "optimiser": bytes_here(t for t in state if t.dim()),
         "kept for backward": steps[name][0][1],
     }
 del benches, bench, classifier, optimizer, state  # their memory is needed for what follows
@@ -830,8 +826,8 @@ back = (layer.weight + delta) - delta
 table(
     ["the model", "largest difference from the wrapped model's logits, as a share of the largest"],
     [
-        ["merged", f"{float((merged_BC - wrapped_BC).abs().max() / wrapped_BC.abs().max()):.1e}"],
-        ["unmerged", f"{float((unmerged_BC - wrapped_BC).abs().max() / wrapped_BC.abs().max()):.1e}"],
+        ["merged", f"{largest_difference(merged_BC, wrapped_BC):.1e}"],
+        ["unmerged", f"{largest_difference(unmerged_BC, wrapped_BC):.1e}"],
     ],
 )
 
@@ -1158,7 +1154,7 @@ def after_a_shift(part):
     for name, parameter in shifted.body.named_parameters():
         if name.endswith(f"{part}.bias"):
             parameter += 1
-    return float((shifted(ids_BT, is_real_BT) - before_BC).abs().max() / before_BC.abs().max())
+    return largest_difference(shifted(ids_BT, is_real_BT), before_BC)
 
 
 table(
@@ -1252,7 +1248,7 @@ if importlib.util.find_spec("peft") and importlib.util.find_spec("transformers")
         ]
         switch(two, "sentiment")
         hidden_here = two.body.encode(ids_BT, is_real_BT).cpu()[attention_mask.bool()]
-    gap = float((hidden_there - hidden_here).abs().max() / hidden_here.abs().max())
+    gap = largest_difference(hidden_there, hidden_here)
     take_rows.append(["opened in peft: largest difference of a hidden state", f"{gap:.1e}"])
     made_there = peft.get_peft_model(
         transformers.AutoModel.from_pretrained(folder / "base"),
@@ -1266,7 +1262,7 @@ if importlib.util.find_spec("peft") and importlib.util.find_spec("transformers")
             attention_mask.bool()
         ]
         hidden_here = loaded.encode(ids_BT.cpu(), is_real_BT.cpu())[attention_mask.bool()]
-    gap = float((hidden_there - hidden_here).abs().max() / hidden_here.abs().max())
+    gap = largest_difference(hidden_there, hidden_here)
     take_rows.append(["made in peft, opened here: the same", f"{gap:.1e}"])
 else:
     take_rows.append(["peft is not installed here", "pip install 'course-lib[interop]'"])
@@ -1449,11 +1445,6 @@ review_BT = torch.tensor(
 )
 
 
-def apart(some, other):
-    """The largest difference of two tensors, as a share of the largest value."""
-    return float((some - other).abs().max() / other.abs().max())
-
-
 def a_few_steps(model, steps=3, rate=1e-3):
     """Train what is trainable of a decoder on the review."""
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=rate, weight_decay=0.0)
@@ -1487,7 +1478,7 @@ def merged_and_wrapped(merge_weight, rank=4, alpha=8):
     nn.init.normal_(update.B, std=0.1)  # as if it had been trained
     x = torch.randn(20, weight_OI.shape[1])
     with torch.no_grad():
-        return apart(F.linear(x, merge_weight(weight_OI, update, alpha), layer.bias), layer(x))
+        return largest_difference(F.linear(x, merge_weight(weight_OI, update, alpha), layer.bias), layer(x))
 
 
 # %% name="clinic-scale-experiment"
@@ -1622,7 +1613,7 @@ def served_against_trained(load):
     trained = a_trained_lora()
     with torch.no_grad():
         wanted = trained(review_BT).logits
-        return apart(load(copy.deepcopy(trained))(review_BT).logits, wanted)
+        return largest_difference(load(copy.deepcopy(trained))(review_BT).logits, wanted)
 
 
 def what_was_added(load):
@@ -1679,7 +1670,7 @@ def outputs_of_two_prefixes(pad_mask, length=6):
             states.append(
                 encoder(review_BT, pad_mask(may_attend_BQK, length), cache=[tuple(p) for p in prefix]).hidden_states[-1]
             )
-    return apart(*states)
+    return largest_difference(*states)
 
 
 # %% name="clinic-masked-experiment"
@@ -1874,11 +1865,7 @@ Markdown(f"<details><summary>Patients and cures</summary>\n\n{after_table.data}\
 
 def verdict_on_share(setting, low, high):
     hit = [name for name, row in shares.items() if setting in row and low / 1.5 <= row[setting] <= high * 1.5]
-    return (
-        f"holds for {', '.join(hit)} (within a factor of 1.5)"
-        if hit
-        else "holds for none of these models with these settings"
-    )
+    return f"within a factor of 1.5 for {', '.join(hit) or 'none of these models'} with these settings"
 
 
 def reach(setting):

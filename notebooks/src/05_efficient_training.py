@@ -88,7 +88,7 @@ from course_lib.layers import TransformerConfig
 from course_lib.model import Decoder, Encoder
 from course_lib.objectives import causal
 from course_lib.optimizers import make_optimizer
-from course_lib.parallel import bytes_here, run_on_ranks, torchrun
+from course_lib.parallel import run_on_ranks, torchrun
 from course_lib.peft import Full, LoRA
 from course_lib.planner import PRECISIONS, Bytes, Plan, state_memory, trained_parameters
 from course_lib.precision import LossScale, fate
@@ -96,7 +96,16 @@ from course_lib.pretrained import load_checkpoint
 from course_lib.recomputation import recomputed_blocks
 from course_lib.records import Record
 from course_lib.runs.shared_steps import SharedSteps, alone, distance, on_ranks
-from course_lib.runtime import autocast, kept_for_backward, matmul_rate, pick_device, seeded, threads, wait_for
+from course_lib.runtime import (
+    autocast,
+    bytes_here,
+    kept_for_backward,
+    matmul_rate,
+    pick_device,
+    seeded,
+    threads,
+    wait_for,
+)
 from course_lib.training import batch_loss, held_out_loss, new_model, train
 from course_lib.widgets.binder import compare, guess, guess_number, sweep, table
 from course_lib.widgets.loss_scale import ScaleBench, draw_microscope, microscope
@@ -1763,13 +1772,13 @@ claims = [
     ],
     [
         "Accumulating gradients is the same as a larger batch.",
-        "",
+        "not said",
         f"off by {off_means:.0%} as a mean of means, by {off_summed:.0e} when summed and divided once",
         "only if divided by all targets, once",
     ],
     [
         "fp16 needs loss scaling.",
-        "",
+        "not said",
         f"without one {tail_loss['fp16 without a scale'] - tail_loss['fp32']:+.3f} nats in a small step, {harmed:+.2f} at 2⁻⁸, as in one of 256 micro-batches",
         "small steps do not, large ones do"
         if harmed > 0.05 and tail_loss["fp16 without a scale"] - tail_loss["fp32"] < 0.02

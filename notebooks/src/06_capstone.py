@@ -100,13 +100,12 @@ from course_lib.generation import complete, generate
 from course_lib.objectives import causal, masked
 from course_lib.optimizers import decay_groups, make_optimizer
 from course_lib.peft import BitFit, LoRA, apply, load_adapter, merge_and_unload, save_adapter, switch
-from course_lib.pretrained import CHECKPOINTS_FOLDER, load_checkpoint, load_model, save_model
+from course_lib.pretrained import CHECKPOINTS_FOLDER, load_checkpoint, load_model, minilm, save_model
 from course_lib.records import Record
 from course_lib.runs import RECORDS_FOLDER
 from course_lib.runs.own_reading import HeldOut, Reading, held_out_of
 from course_lib.runs.own_text import class_of, own_text, paragraphs
-from course_lib.runs.strategies import minilm
-from course_lib.runtime import pick_device, seeded
+from course_lib.runtime import largest_difference, pick_device, seeded
 from course_lib.schedules import Schedule
 from course_lib.tokenizer import train_tokenizer
 from course_lib.training import batch_loss, step
@@ -217,7 +216,7 @@ display(pieces_guess)
 # %% name="measure-tokenizer"
 review_words = [review.text for review in reviews_of("dev", "imdb")[:300]]
 trained_here = train_tokenizer(text.words("read"), vocab_size=tokenizer.vocabulary.size)
-N_SPECIAL = 107  # special tokens and sentinels; the 256 single bytes come behind them
+N_SPECIAL = max(tokenizer.vocabulary.sentinels) + 1  # of both; the 256 single bytes come behind them
 
 
 def measured(a_tokenizer, texts):
@@ -735,23 +734,24 @@ def mean_of(hidden_BTE):
     return (hidden_BTE * is_word_BT[..., None]).sum(1) / is_word_BT.sum(1, keepdim=True)
 
 
-def gap(mine, other):
-    """The largest difference, relative to the largest value."""
-    return float((mine - other).abs().max() / other.abs().max())
-
-
 gaps = {}
 if HAS_BOTH:
     with torch.no_grad():
         logits_there = their_decoder(ids_BT).logits
-        gaps["decoder, opened by AutoModelForCausalLM"] = gap(decoder(ids_BT).logits, logits_there)
-        gaps["LoRA on the shipped decoder, opened by PeftModel"] = gap(lora(ids_BT).logits, their_lora(ids_BT).logits)
+        gaps["decoder, opened by AutoModelForCausalLM"] = largest_difference(decoder(ids_BT).logits, logits_there)
+        gaps["LoRA on the shipped decoder, opened by PeftModel"] = largest_difference(
+            lora(ids_BT).logits, their_lora(ids_BT).logits
+        )
         hidden = their_topics(words_BT, attention_mask=is_word_BT.long()).last_hidden_state
         logits_BC = mean_of(hidden) @ their_head["head.weight"].T + their_head["head.bias"]
-        gaps["classifier: PeftModel, and the head from its file"] = gap(topics(words_BT, is_word_BT), logits_BC)
+        gaps["classifier: PeftModel, and the head from its file"] = largest_difference(
+            topics(words_BT, is_word_BT), logits_BC
+        )
         moved = copy.deepcopy(decoder)
         next(p for name, p in moved.named_parameters() if name.endswith("c_fc.bias"))[0] += 0.1
-        gaps["for control: the decoder with one of its weights moved by 0.1"] = gap(moved(ids_BT).logits, logits_there)
+        gaps["for control: the decoder with one of its weights moved by 0.1"] = largest_difference(
+            moved(ids_BT).logits, logits_there
+        )
     same_ids = [theirs(t, split_special_tokens=True).input_ids == tokenizer.encode(t) for t in ODD]
     display(table(["what", "largest difference of a logit"], [[name, f"{size:.1e}"] for name, size in gaps.items()]))
     print(f"Tokens of {len(ODD)} texts, odd ones among them, are the same ids in {sum(same_ids)} cases.")
@@ -964,7 +964,7 @@ def agreement(mine, other):
         return torch.equal(mine, other), "equal" if torch.equal(mine, other) else "not equal"
     if mine.shape != other.shape:
         return False, f"of shape {tuple(mine.shape)} and {tuple(other.shape)}"
-    size = gap(mine.double(), other.double())
+    size = largest_difference(mine.double(), other.double())
     return size < AGREE, f"largest difference {size:.0e}"
 
 
@@ -1447,25 +1447,25 @@ first, last, n_read = (
 claims = [
     [
         "Continue pre-training on your own domain.",
-        "",
+        "not said",
         f"{first:.2f} to {last:.2f} nats per token after {n_read:,} tokens",
         "holds here" if last < first - 0.05 else "not here",
     ],
     [
         "Small texts need no pre-trained model.",
-        "",
+        "not said",
         f"{recorded_text}from nothing {at_end['from nothing']:.2f}, shipped and in full {at_end['full']:.2f}",
         "not at this size" if at_end["from nothing"] > at_end["full"] + 0.05 else "holds here",
     ],
     [
         "LoRA is as good as full fine-tuning.",
-        "",
+        "not said",
         f"{recorded_text}{at_end['LoRA'] - at_end['full']:+.2f} nats per token",
         "not here, at these rates" if at_end["LoRA"] > at_end["full"] + 0.05 else "holds here",
     ],
     [
         "LoRA does not forget, since the base is frozen.",
-        "",
+        "not said",
         f"{recorded_text}reviews {lost['LoRA']:+.2f} nats by LoRA, {lost['full']:+.2f} in full; at the same gain {NAMED[more]} forgot more",
         "forgets while it is on; off, nothing is lost" if lost["LoRA"] > 0.05 else "holds here",
     ],
