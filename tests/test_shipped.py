@@ -93,15 +93,15 @@ def test_pretraining_begins_as_it_was_recorded(name):
     rows, _ = rows_of(name)
     recorded = dict(record_of(name).values("loss", name=name))
 
-    def off(seed, steps):
+    def off(seed, steps=3):
         begun = run.with_(seed=seed)
         model = begun.model()
         optimizer = make_optimizer(model, begun.optimizer, weight_decay=begun.weight_decay)
         loop = train(model, begun.dataset(rows), steps=steps, rate=begun.schedule, optimizer=optimizer, clip=begun.clip)
         return max(abs(row.loss / recorded[row.step] - 1) for row in loop)
 
-    assert off(run.seed, steps=3) < TOLERANCE
-    assert off(run.seed + 1, steps=1) > 3 * TOLERANCE  # the control: another model, asked about other rows
+    assert off(run.seed) < TOLERANCE
+    assert off(run.seed + 1) > 3 * TOLERANCE
 
 
 @pytest.mark.parametrize("name", ["encoder", "decoder"])
