@@ -135,9 +135,9 @@ def pair(value: Any, names: Sequence[str], **evidence: Any) -> tuple[Any, Any]:
     return value[0], value[1]
 
 
-def near(value: float, wanted: float, tolerance: float = 1e-6) -> bool:
+def near(value: float, wanted: float) -> bool:
     """Whether two numbers agree but for rounding, in which a 1e-9 in a denominator is lost."""
-    return abs(value - wanted) <= tolerance * max(1.0, abs(wanted))
+    return abs(value - wanted) <= 1e-6 * max(1.0, abs(wanted))
 
 
 def number(value: Any, name: str, **evidence: Any) -> float:
