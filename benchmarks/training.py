@@ -28,7 +28,7 @@ from transformers import (
 from course_lib.checkpoint import Checkpoints, random_states
 from course_lib.data import DATA_FOLDER
 from course_lib.losses import token_loss
-from course_lib.optimizers import make_optimizer
+from course_lib.optimizers import Muon, MuonAndAdamW, make_optimizer
 from course_lib.pretrained import model_files, save_model
 from course_lib.runs import RECIPES, Pretraining
 from course_lib.runtime import autocast, fast_dtype, matmul_rate, pick_device
@@ -125,6 +125,20 @@ def where_time_goes(run: Pretraining, rows: object, dtype: torch.dtype) -> list[
     return [(event.key, event.self_cpu_time_total / total) for event in events[:10]]
 
 
+def steps_of_muon(run: Pretraining) -> tuple[float, float]:
+    """Seconds of an update of all matrices inside the model: our Muon's, and torch's, which computes in bf16."""
+    inner = MuonAndAdamW(run.model(), weight_decay=0.05, betas=(0.9, 0.98)).parts[1].param_groups[0]["params"]
+    for matrix in inner:
+        matrix.grad = torch.randn_like(matrix)
+    rules = (Muon(inner, weight_decay=0.05), torch.optim.Muon(inner, weight_decay=0.05, adjust_lr_fn="match_rms_adamw"))
+    seconds = ([], [])
+    for _, (rule, found) in itertools.product(range(4), zip(rules, seconds, strict=True)):
+        began = time.perf_counter()
+        rule.step()
+        found.append(time.perf_counter() - began)
+    return tuple(min(found) for found in seconds)
+
+
 def cost_of_saving(run: Pretraining, rows: object, seconds_a_step: float) -> float:
     """Seconds of a checkpoint as a share of the 100 steps between two."""
     model = run.model()
@@ -165,6 +179,12 @@ def main() -> None:
                 _row(f"decoder: share of the peak in {dtype}", share, "above 0.6 in float32")
                 for operator, part in where_time_goes(run, rows, dtype):
                     print(f"    {operator:<54} {part:>8.1%}")
+            ours_muon, torchs_muon = steps_of_muon(run)
+            _row(
+                "decoder: a step of Muon, ours over torch's, in seconds",
+                ours_muon / torchs_muon,
+                "at most 1 without bf16",
+            )
             _row("decoder: a checkpoint every 100 steps", cost_of_saving(run, rows, median["ours"]), "at most 0.03")
 
 

@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from functools import cache, cached_property
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -23,6 +24,7 @@ from course_lib import objectives
 from course_lib.files import not_there, package_folder, read_text
 from course_lib.objectives import Batch
 from course_lib.runtime import seeded
+from course_lib.token_cache import kept_ids
 from course_lib.tokenizer import Tokenizer, load_tokenizer
 from course_lib.vocabulary import DOCUMENT, Vocabulary
 
@@ -220,15 +222,12 @@ def pack(documents: Iterable[Sequence[int]], length: int, *, vocabulary: Vocabul
         raise ValueError(f"length is {length}: a row needs at least 2 tokens")
     head = [vocabulary.require("bos", "packing")] if bos else []
     tail = vocabulary.require("eos", "packing")
-    stream: list[int] = []
-    sizes: list[int] = []
-    for document in documents:
-        stream += [*head, *document, tail]
-        sizes.append(len(head) + len(document) + 1)
-    n_rows = len(stream) // length
+    framed = [np.concatenate([head, document, [tail]], dtype=np.int64, casting="unsafe") for document in documents]
+    sizes = [len(document) for document in framed]
+    n_rows = sum(sizes) // length
     if n_rows == 0:
-        raise ValueError(f"the documents hold {len(stream)} tokens, less than one row of {length}: give more text")
-    ids = torch.tensor(stream)
+        raise ValueError(f"the documents hold {sum(sizes)} tokens, less than one row of {length}: give more text")
+    ids = torch.from_numpy(np.concatenate(framed))
     vocabulary.check_ids(ids)
     document_ids = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(sizes))
     cut = slice(0, n_rows * length)
@@ -245,10 +244,15 @@ def as_stream(texts: Iterable[str], tokenizer: Tokenizer) -> Tensor:
     return torch.tensor([i for ids in tokenizer.encode_all(texts) for i in (bos, *ids, eos)])
 
 
+def token_ids(texts: Iterable[str], tokenizer: Tokenizer) -> list[Sequence[int]]:
+    """The ids of each text; those of a large corpus are kept, and the next time read (`course_lib.token_cache`)."""
+    return kept_ids(list(texts), tokenizer.fingerprint, tokenizer.encode_all)
+
+
 def packed_rows(texts: Iterable[str], length: int) -> Packed:
     """Texts as packed rows of the course's tokens. Raises what `pack` raises."""
     tokenizer = course_tokenizer()
-    return pack(tokenizer.encode_all(texts), length, vocabulary=tokenizer.vocabulary)
+    return pack(token_ids(texts, tokenizer), length, vocabulary=tokenizer.vocabulary)
 
 
 def training_rows(length: int = 128, *, split: str = "train", documents: int | None = None) -> Packed:

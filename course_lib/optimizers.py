@@ -1,11 +1,13 @@
 """Which parameter is changed by which rule: decay groups, AdamW, and Muon for the matrices inside a model."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Callable, Iterable, Sequence
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 KINDS = ("adamw", "muon")
+QUINTIC = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024: steepest at 0, so that small singular values grow quickly
 
 
 def decay_groups(model: nn.Module, weight_decay: float, *, spared_names: Sequence[str] | None = None) -> list[dict]:
@@ -29,18 +31,60 @@ def decay_groups(model: nn.Module, weight_decay: float, *, spared_names: Sequenc
     ]
 
 
-class MuonAndAdamW:
-    """Muon (Jordan et al. 2024; arXiv:2502.16982) for the matrices inside a model, AdamW for embeddings and vectors,
-    under one rate: Muon's steps are scaled to the size of AdamW's (section 2.2 there).
+def orthogonalized(matrix_MN: Tensor) -> Tensor:
+    """[M, N]: the same singular vectors, and singular values between 0.7 and 1.2 instead of the matrix's own (those of
+    less than about a thousandth of all together stay smaller): five rounds of a Newton-Schulz iteration.
 
-    Muon orthogonalises the step of a matrix, so that no direction of it is trained at the expense of the others.
-    Raises ValueError where torch is older than 2.9, which brought Muon, or where the model is cut into parts: a part of
-    a matrix cannot be made orthogonal alone.
+    >>> values = torch.linalg.svdvals(orthogonalized(torch.diag(torch.tensor([1.0, 0.1]))))
+    >>> bool((values > 0.7).all() and (values < 1.2).all())
+    True
+    """
+    is_high = matrix_MN.shape[0] > matrix_MN.shape[1]
+    wide = matrix_MN.mT if is_high else matrix_MN
+    wide = wide / wide.norm().clamp(min=1e-7)
+    first, third, fifth = QUINTIC
+    for _ in range(5):  # each applies first * x + third * x**3 + fifth * x**5 to every singular value x
+        gram = wide @ wide.mT
+        wide = torch.addmm(wide, third * gram + fifth * gram @ gram, wide, beta=first)
+    return wide.mT if is_high else wide
+
+
+class Muon(torch.optim.Optimizer):
+    """Momentum (Nesterov's) whose steps are orthogonalised (Jordan et al. 2024), so that no direction of a matrix is
+    trained at the expense of the others, and scaled to the size of AdamW's (arXiv:2502.16982, section 2.2).
+
+    It computes in the format of the weights. torch.optim.Muon, which takes the same steps, computes in bf16, and where
+    a processor has no instructions for that, its step takes many times as long (benchmarks/training.py).
+    """
+
+    def __init__(self, matrices: Iterable[nn.Parameter], *, weight_decay: float, momentum: float = 0.95) -> None:
+        super().__init__(matrices, {"lr": 0.0, "weight_decay": weight_decay, "momentum": momentum})
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Tensor] | None = None) -> Tensor | None:
+        loss = None if closure is None else torch.enable_grad()(closure)()
+        for group in self.param_groups:
+            for weight in (p for p in group["params"] if p.grad is not None):
+                self._turn(weight, group["lr"], group["weight_decay"], group["momentum"])
+        return loss
+
+    def _turn(self, weight: nn.Parameter, rate: float, weight_decay: float, momentum: float) -> None:
+        state = self.state[weight]
+        if "momentum_buffer" not in state:
+            state["momentum_buffer"] = torch.zeros_like(weight)
+        average = state["momentum_buffer"].lerp_(weight.grad, 1 - momentum)
+        direction = orthogonalized(weight.grad.lerp(average, momentum))
+        weight.mul_(1 - rate * weight_decay)
+        weight.add_(direction, alpha=-rate * 0.2 * math.sqrt(max(weight.shape)))
+
+
+class MuonAndAdamW:
+    """Muon for the matrices inside a model, AdamW for embeddings and vectors, under one rate.
+
+    Raises ValueError where the model is cut into parts: a part of a matrix cannot be made orthogonal alone.
     """
 
     def __init__(self, model: nn.Module, *, weight_decay: float, betas: tuple[float, float]) -> None:
-        if not hasattr(torch.optim, "Muon"):
-            raise ValueError(f"torch {torch.__version__} has no Muon: install 2.9 or newer, or take 'adamw'")
         if any(hasattr(p, "full_tensor") for p in model.parameters()):
             raise ValueError("Muon needs whole matrices, and the model is sharded: take 'adamw', or the engine 'ddp'")
         tables = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
@@ -50,9 +94,7 @@ class MuonAndAdamW:
         groups = [group | {"params": [p for p in group["params"] if id(p) not in chosen]} for group in groups]
         self.parts = [_adamw(groups, betas)]
         if inner:
-            self.parts.append(
-                torch.optim.Muon(inner, lr=0.0, weight_decay=weight_decay, adjust_lr_fn="match_rms_adamw")
-            )
+            self.parts.append(Muon(inner, weight_decay=weight_decay))
 
     @property
     def param_groups(self) -> list[dict]:

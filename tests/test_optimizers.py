@@ -8,14 +8,12 @@ from few import few
 from tiny import CASES, corrupted, dataset, differ, framed_rows, tiny
 from torch import nn
 
-from course_lib.optimizers import MuonAndAdamW, decay_groups, make_optimizer
+from course_lib.optimizers import Muon, MuonAndAdamW, decay_groups, make_optimizer, orthogonalized
 from course_lib.runtime import seeded
 from course_lib.training import step, train
 
 FP32 = torch.float32
 OFTEN_SEEN = ("bias", "norm", "embedding")  # spared from decay by name in much published code
-
-needs_muon = pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch has Muon from 2.9 on")
 
 
 def names_in(model, groups):
@@ -55,7 +53,6 @@ def test_the_check_above_sees_what_is_missing_twice_or_frozen():
     assert not is_partition(partly_frozen(model), [decayed, free])
 
 
-@needs_muon
 @pytest.mark.parametrize(("objective", "positions"), CASES)
 def test_muon_and_adamw_share_the_trained_parameters_among_them(objective, positions):
     model = partly_frozen(tiny(objective, positions))
@@ -114,7 +111,7 @@ def without_gradient(kind, **options):
     return before, linear
 
 
-@pytest.mark.parametrize("kind", ["adamw", pytest.param("muon", marks=needs_muon)])
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_decay_shrinks_a_matrix_without_gradient_by_rate_times_decay_and_leaves_its_bias(kind):
     before, after = without_gradient(kind, weight_decay=0.5)
     assert differ(after.weight, before.weight * (1 - 0.1 * 0.5)) < 1e-6
@@ -147,7 +144,6 @@ def test_the_step_is_that_of_a_plainly_written_adamw():
 # ---------------------------------------------------------------- Muon
 
 
-@needs_muon
 @pytest.mark.parametrize(("objective", "positions"), CASES)
 def test_muon_takes_every_matrix_inside_and_no_table(objective, positions):
     model = tiny(objective, positions)
@@ -167,10 +163,9 @@ def spread(matrix) -> float:
     return (values[0] / values[-1]).item()
 
 
-@needs_muon
 def test_muons_step_is_orthogonal_up_to_the_accuracy_of_its_iteration_and_adamws_is_not():
-    """Its five iterations leave singular values between 0.7 and 1.2; bf16 and small values widen that a little. Here
-    those of the gradient lie 100 apart."""
+    """Its five rounds leave singular values between 0.7 and 1.2; small ones widen that a little. Here those of the
+    gradient lie 100 apart."""
     left, right = (torch.linalg.qr(torch.randn(64, 64, generator=seeded(n)))[0] for n in range(2))
     gradient = left @ torch.diag(torch.logspace(0, -2, 64)) @ right.T
 
@@ -188,7 +183,43 @@ def test_muons_step_is_orthogonal_up_to_the_accuracy_of_its_iteration_and_adamws
     assert root_mean_square == pytest.approx(0.2, rel=0.25)  # section 2.2: the size that AdamW's steps have
 
 
-@needs_muon
+@pytest.mark.parametrize("shape", [(8, 8), (8, 20), (20, 8), (1, 5), (5, 1)])
+def test_each_singular_value_goes_through_the_quintic_and_no_vector_turns(shape):
+    """By the singular value decomposition, in double precision, where the library multiplies matrices."""
+    matrix = torch.randn(shape, generator=seeded(3), dtype=torch.float64)
+    left, values, right = torch.linalg.svd(matrix / matrix.norm(), full_matrices=False)
+    for _ in range(5):
+        values = 3.4445 * values - 4.7750 * values**3 + 2.0315 * values**5
+    assert differ(orthogonalized(matrix), left @ values.diag() @ right) < 1e-12
+    assert shape in ((1, 5), (5, 1)) or differ(orthogonalized(matrix), left @ right) > 0.05  # the control: not exact
+
+
+@pytest.mark.skipif(not hasattr(torch.optim, "Muon"), reason="torch has Muon from 2.9 on")
+def test_the_steps_are_those_of_torchs_muon_up_to_its_bf16():
+    ours, theirs = (nn.Linear(48, 32, bias=False) for _ in range(2))
+    theirs.load_state_dict(ours.state_dict())
+    start = ours.weight.detach().clone()
+    optimizers = (
+        Muon([ours.weight], weight_decay=0.3),
+        torch.optim.Muon([theirs.weight], weight_decay=0.3, adjust_lr_fn="match_rms_adamw"),
+    )
+    for number in range(4):
+        gradient = torch.randn(32, 48, generator=seeded(number))
+        for layer, optimizer in zip((ours, theirs), optimizers, strict=True):
+            layer.weight.grad = gradient.clone()
+            one_update(optimizer)
+    assert differ(ours.weight - start, theirs.weight - start) < 0.03
+    optimizers[0].load_state_dict(optimizers[1].state_dict())  # a run that torch's began goes on with ours
+    kept, taken = (next(iter(one.state.values()))["momentum_buffer"] for one in optimizers)
+    assert torch.equal(kept, taken)
+    plain = Muon([ours.weight], weight_decay=0.3, momentum=0.0)  # the control
+    ours.weight.data.copy_(start)
+    for number in range(4):
+        ours.weight.grad = torch.randn(32, 48, generator=seeded(number))
+        one_update(plain)
+    assert differ(ours.weight - start, theirs.weight - start) > 0.1
+
+
 def test_one_rate_reaches_both_parts():
     model = tiny("masked")
     optimizer = make_optimizer(model, "muon")
@@ -200,7 +231,7 @@ def test_one_rate_reaches_both_parts():
     assert all(p.grad is None for p in model.parameters())
 
 
-@pytest.mark.parametrize("kind", ["adamw", pytest.param("muon", marks=needs_muon)])
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
 def test_a_state_that_was_saved_and_loaded_continues_to_the_bit(kind):
     data, whole = dataset("masked"), tiny("masked")
     optimizer = make_optimizer(whole, kind)
@@ -219,14 +250,12 @@ def test_a_state_that_was_saved_and_loaded_continues_to_the_bit(kind):
             assert differ(q, p) > 1e-3, name
 
 
-@needs_muon
 def test_a_state_of_another_kind_is_not_taken():
     model = tiny("masked")
     with pytest.raises((KeyError, ValueError)):
         make_optimizer(model, "muon").load_state_dict(make_optimizer(model).state_dict())
 
 
-@needs_muon
 @pytest.mark.parametrize("module", [nn.Linear(3, 2, bias=False), nn.LayerNorm(3)])
 def test_a_model_of_matrices_alone_or_of_vectors_alone_has_an_optimizer(module):
     optimizer = make_optimizer(module, "muon")
@@ -236,13 +265,6 @@ def test_a_model_of_matrices_alone_or_of_vectors_alone_has_an_optimizer(module):
         parameter.grad = torch.ones_like(parameter)
     one_update(optimizer)
     assert all(not torch.equal(p, q) for p, q in zip(before.parameters(), module.parameters(), strict=True))
-
-
-def test_an_older_torch_is_told_what_to_do(monkeypatch):
-    monkeypatch.delattr(torch.optim, "Muon", raising=False)
-    with pytest.raises(ValueError, match=r"torch .* has no Muon: install 2\.9 or newer, or take 'adamw'"):
-        make_optimizer(tiny("causal"), "muon")
-    assert isinstance(make_optimizer(tiny("causal")), torch.optim.AdamW)
 
 
 def test_another_kind_and_a_model_that_is_all_frozen_are_refused():

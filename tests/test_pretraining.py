@@ -51,10 +51,7 @@ MASKED = replace(
 )
 ACCUMULATED = replace(CAUSAL, accumulate=2, batch_size=2, shape="cosine", floor=0.1, seed=1)
 SCALED = replace(CAUSAL, dtype="float16", peak_rate=3e-3)  # with steps that are left out, until the scale fits
-has_muon = hasattr(torch.optim, "Muon")
-RUNS = {"causal, adamw": CAUSAL, "accumulated": ACCUMULATED, "scaled": SCALED} | (
-    {"masked, rotary, muon": MASKED} if has_muon else {}
-)
+RUNS = {"causal, adamw": CAUSAL, "accumulated": ACCUMULATED, "scaled": SCALED, "masked, rotary, muon": MASKED}
 FIRST_IS_QUICK = few(RUNS, "causal, adamw")
 
 

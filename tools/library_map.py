@@ -14,7 +14,7 @@ LIBRARY = Path(__file__).resolve().parents[1] / "course_lib"
 LAYERS = [
     {"runtime", "files", "schedules", "optimizers", "precision", "stopping", "plots"}
     | {"vocabulary", "masks", "spans", "pooling"},
-    {"records", "tokenizer", "layers", "objectives", "weights", "losses"},
+    {"records", "tokenizer", "token_cache", "layers", "objectives", "weights", "losses"},
     {"data", "model", "checkpoint"},
     {"peft", "training", "generation", "evaluation", "pretrained", "architectures", "recomputation", "documentation"},
     {"finetuning", "parallel", "planner"},

@@ -81,6 +81,7 @@ THEME = {
     "font.family": FONT_FAMILY,
     "axes.prop_cycle": matplotlib.cycler(color=CYCLE),
     "hatch.linewidth": 0.7,
+    "axes.titley": 1.0,  # else matplotlib measures every label to find it, at each redraw
     "figure.facecolor": "white",
 }
 

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from pathlib import Path
 
-from course_lib.data import ADAPTERS_FOLDER, PretrainingDataset, frequency_weights, pack, training_texts
+from course_lib.data import ADAPTERS_FOLDER, PretrainingDataset, frequency_weights, pack, token_ids, training_texts
 from course_lib.model import Encoder
 from course_lib.optimizers import make_optimizer
 from course_lib.peft import LoRA, Strategy, apply, load_adapter, merge_and_unload, save_adapter
@@ -39,7 +39,7 @@ def read_on(reader: Encoder, tokenizer: Tokenizer, how: Reading) -> Iterator[Ste
     """Train `bare_reader()`, a strategy applied to it, on masked words of the training reviews; a record a step."""
     ends = tokenizer.vocabulary
     vocabulary = replace(ends, bos=ends.cls, eos=ends.sep, cls=None, sep=None)  # as packing calls the ends of a text
-    packed = pack(tokenizer.encode_all(training_texts()), how.row_length, vocabulary=vocabulary)
+    packed = pack(token_ids(training_texts(), tokenizer), how.row_length, vocabulary=vocabulary)
     options = {"mask_prob": how.mask_prob, "weight_V": frequency_weights(packed.ids_NT, vocabulary)}
     dataset = PretrainingDataset(
         packed, vocabulary, "masked", batch_size=how.batch_size, seed=how.seed, options=options

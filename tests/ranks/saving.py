@@ -25,7 +25,7 @@ from course_lib.parallel import SharedCheckpoints, leave, make_engine, rank, ran
 WRITTEN = {
     "ddp_adamw": scenes.Case("ddp"),
     "fsdp_adamw": scenes.Case("fsdp"),
-    "ddp_muon": scenes.Case("ddp", optimizer="muon", dtype=torch.float32),
+    "ddp_muon": scenes.Case("ddp", optimizer="muon"),
 }
 AT, MORE = scenes.STEPS, 5
 
