@@ -136,10 +136,11 @@ def test_the_sweep_finds_an_error_at_one_end_alone():
         sweep(box)
 
 
-def test_the_sweep_visits_ends_middle_and_every_option():
+def test_the_sweep_visits_ends_what_lies_between_and_every_option():
     seen = []
     controls = {
         "whole": widgets.IntSlider(3, min=0, max=9),
+        "low": widgets.IntSlider(0, min=0, max=9),
         "log": widgets.FloatLogSlider(0.1, min=-3, max=1),
         "one": widgets.Dropdown(options=[("a", 1), ("b", 2)], value=1),
         "box": widgets.Checkbox(False),
@@ -147,8 +148,10 @@ def test_the_sweep_visits_ends_middle_and_every_option():
     for name, control in controls.items():
         control.description = control.tooltip = name
     bound = bind(lambda **values: seen.append(values) or {"context": 1.0}, plots.draw_shares, **controls)
-    sweep(bound)
-    assert {values["whole"] for values in seen} == {0, 3, 4, 9}
+    assert sweep(bound) == 3 + 3 + 3 + 2 + 2
+    assert len(seen) == 1 + 3 + 3 + 3 + 2 + 2  # drawn once at first, and no setting twice
+    assert {values["whole"] for values in seen} == {0, 3, 9}
+    assert {values["low"] for values in seen} == {0, 4, 9}
     assert {values["log"] for values in seen} == {0.001, 0.1, 10.0}
     assert {values["one"] for values in seen} == {1, 2}
     assert {values["box"] for values in seen} == {False, True}

@@ -219,8 +219,8 @@ def table(header: Sequence[str], rows: Sequence[Sequence[Any]]) -> Markdown:
 
 
 def sweep(box: widgets.Box) -> int:
-    """Set every control to its lowest, middle and highest value (a selector to every option, a button pressed) and
-    back; the number of settings tried.
+    """Set every control to its lowest and highest value and back to one between them (a selector to every option, a
+    button pressed); the number of settings tried. Each costs a redraw.
 
     Raises AssertionError, with the control, its value and the banner's words, if an error shows at any of them.
     """
@@ -232,12 +232,10 @@ def sweep(box: widgets.Box) -> int:
             _assert_well(box, name, "pressed")
             continue
         before = control.value
-        for setting in _settings(control):
+        for setting in (*(other for other in _settings(control) if other != before), before):
             control.value = setting
             count += 1
             _assert_well(box, name, setting)
-        control.value = before
-        _assert_well(box, name, before)
     return count
 
 
@@ -251,10 +249,12 @@ def _settings(control: widgets.Widget) -> Iterator[Any]:
         yield from (option[1] if isinstance(option, tuple) else option for option in control.options)
     elif isinstance(control, (widgets.Checkbox, widgets.ToggleButton)):
         yield from (False, True)
-    elif isinstance(control, widgets.FloatLogSlider):
-        yield from (control.base**exponent for exponent in (control.min, (control.min + control.max) / 2, control.max))
     elif hasattr(control, "min") and hasattr(control, "max"):
-        middle = (control.min + control.max) / 2
-        yield from (control.min, int(middle) if isinstance(control.value, int) else middle, control.max)
-    else:
-        yield control.value
+        is_log = isinstance(control, widgets.FloatLogSlider)
+        low, middle, high = (
+            control.base**place if is_log else place
+            for place in (control.min, (control.min + control.max) / 2, control.max)
+        )
+        yield from (low, high)
+        if control.value in (low, high):  # else it comes back to a value between them
+            yield int(middle) if isinstance(control.value, int) else middle

@@ -1189,7 +1189,7 @@ merged = copy.deepcopy(models["lora"])
 merge(merged)
 runners = {"base": fresh_classifier().eval()}
 runners |= {NAMES[name]: models[name] for name in TRIALS} | {"LoRA, merged": merged}
-times = reading_times(runners, rounds=10)
+times = reading_times(runners, rounds=7)
 del runners, merged
 ratios = {name: 100 * seconds / times["base"] for name, seconds in times.items()}
 overhead = {name: float(np.median(r)) for name, r in ratios.items()}

@@ -1075,7 +1075,7 @@ folder = Path(tempfile.mkdtemp())
 with (folder / "mine.csv").open("w", encoding="utf-8", newline="") as file:
     writer = csv.writer(file)
     writer.writerow(["text", "label"])
-    writer.writerows([r.text, "positive" if r.label else "negative"] for r in labelled_sample(to_learn, 600, seed=3))
+    writer.writerows([r.text, "positive" if r.label else "negative"] for r in labelled_sample(to_learn, 400, seed=3))
 own_run = FineTune(data=str(folder / "mine.csv"), base="encoder", epochs=2)
 own_report = finetune(own_run, folder / "model", progress=lambda line: None)
 (answer,) = load_tuned(folder / "model").predict(["A film that nobody needs."])
@@ -2186,7 +2186,7 @@ claims = [
     ],
     [
         "Fit the head first.",
-        "not mentioned",
+        "not said",
         f"{100 * difference.value:+.1f} points ({100 * difference.low:+.1f} to {100 * difference.high:+.1f})",
         "not settled here" if not settled else "not in this sample" if difference.value < 0 else "in this sample",
     ],
