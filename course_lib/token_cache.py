@@ -12,9 +12,9 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
+from course_lib import COURSE
 from course_lib.files import write_atomically
 
-COURSE = Path(__file__).resolve().parents[1]
 FOLDER = COURSE / "work" / "tokens"
 LARGE = 5_000_000  # characters; what is smaller is read as quickly as looked up
 KEPT = 4  # files; the oldest goes first

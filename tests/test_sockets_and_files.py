@@ -44,14 +44,15 @@ MINE = ("__pycache__", "/dev/")  # Python's own caches, and no files at all
 @pytest.fixture
 def watched(tmp_path):
     """Run a script in a Python that is watched, far from home: the socket events, the paths written outside the
-    folders out and tmp, and what was left at home and in the current folder by whoever Python cannot hear."""
+    course's `work` and the folders out and tmp, and what was left at home and in the current folder by whoever Python
+    cannot hear."""
     homes = {name: tmp_path / name for name in ("home", "current", "tmp", "out")}
     for folder in homes.values():
         folder.mkdir()
 
     def run(script):
         report = tmp_path / "tmp" / "report.json"
-        environment = {"HOME": homes["home"], "TMPDIR": homes["tmp"], "MPLCONFIGDIR": homes["tmp"]}
+        environment = {"HOME": homes["home"], "TMPDIR": homes["tmp"]}
         done = subprocess.run(
             [sys.executable, "-c", WATCHED.format(script=script), report],
             cwd=homes["current"],
@@ -62,7 +63,7 @@ def watched(tmp_path):
         )
         assert done.returncode == 0, done.stderr
         sockets, written = json.loads(report.read_text("utf-8"))
-        allowed = (str(homes["out"]), str(homes["tmp"]))
+        allowed = (str(homes["out"]), str(homes["tmp"]), str(LIBRARY.parent / "work"))
         outside = [path for path in written if not path.startswith(allowed) and not any(part in path for part in MINE)]
         left = [str(path) for name in ("home", "current") for path in homes[name].rglob("*")]
         return sockets, outside, left
