@@ -1,5 +1,8 @@
 import itertools
+import platform
 import re
+import subprocess
+import sys
 from functools import partial
 from pathlib import Path
 
@@ -273,3 +276,30 @@ def test_recomputing_keeps_the_input_of_a_stretch_alone():
     with kept_for_backward(model) as found:
         checkpoint(model, x_NI, use_reentrant=False).sum()
     assert found.bytes < kept(model, x_NI)
+
+
+FAULTS = """
+import resource, sys
+import torch
+{before}
+import course_lib.runtime
+faults = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+torch.set_num_threads(1)
+for number in range(40):
+    if number == 20:  # until then a piece of the right size is free
+        before = faults()
+    torch.empty(12 * 2**20).fill_(1.0)  # 48 MiB, freed at once
+print(faults() - before)
+"""
+
+
+def faults(before=""):
+    """How many pages the system had to clear for 20 new tensors, where others of their size were freed."""
+    done = subprocess.run([sys.executable, "-c", FAULTS.format(before=before)], check=True, stdout=subprocess.PIPE)
+    return int(done.stdout)
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="other allocators have rules of their own")
+def test_a_new_tensor_takes_the_memory_that_a_freed_one_left():
+    without = faults("import ctypes; ctypes.CDLL = lambda name: object()")  # the control: mallopt is out of reach
+    assert 10 * faults() < without
