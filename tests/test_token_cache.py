@@ -77,11 +77,10 @@ def test_small_corpora_and_installations_without_the_repository_keep_nothing(kep
     monkeypatch.setattr(token_cache, "LARGE", 100)
     assert kept()[1] == kept()[1] == 3
     monkeypatch.setattr(token_cache, "LARGE", 1)
-    monkeypatch.setattr(token_cache, "COURSE", tmp_path)
-    monkeypatch.setattr(token_cache, "FOLDER", tmp_path / "tokens")
+    monkeypatch.setattr(token_cache, "FOLDER", None)
     assert kept(folder=None)[1] == kept(folder=None)[1] == 3
     assert not (tmp_path / "tokens").exists()
-    (tmp_path / "notebooks").mkdir()  # the control
+    monkeypatch.setattr(token_cache, "FOLDER", tmp_path / "tokens")  # the control
     assert (kept(folder=None)[1], kept(folder=None)[1]) == (3, 0)
     assert (tmp_path / "tokens").is_dir()
 
